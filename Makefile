@@ -1,0 +1,68 @@
+# Every target sets up what it needs; the first one takes a minute or two for the packages.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+HOME_FOLDER ?= .
+PORT ?= 5000
+
+.PHONY: help demo test test-slow bench gate-simulation real-splits screenshots crash-sweep outage-sweep check lint format server clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
+
+$(VENV)/.runtime: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.development: tests/requirements.txt requirements-dask.txt $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+demo: $(VENV)/.runtime ## set everything up and watch a degraded model being replaced, in demo/
+	@$(BIN)/python tests/demo.py
+
+test: $(VENV)/.development ## set everything up and run the tests, the slow ones left out
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: $(VENV)/.development ## the long proofs only: crashes, outages, error rates
+	$(BIN)/python -m pytest -m slow -s
+
+gate-simulation: $(VENV)/.development ## error rates and power of the gate; the result goes to docs/gate.md
+	$(BIN)/python tests/gate_simulation.py --repetitions 2000 --report docs/gate.md
+
+real-splits: $(VENV)/.development ## the gate's verdicts on real models; the result goes to docs/real_splits.md
+	$(BIN)/python tests/real_splits.py --report docs/real_splits.md
+
+bench: $(VENV)/.development ## time and memory as ratios measured side by side; the result goes to docs/benchmarks.md
+	$(BIN)/python tests/bench/benchmark.py --report docs/benchmarks.md
+
+crash-sweep: $(VENV)/.development ## kill every command at every write; the result goes to docs/crash_sweep.md (an hour)
+	$(BIN)/python tests/crash_sweep.py --random 10 --report docs/crash_sweep.md
+
+outage-sweep: $(VENV)/.development ## fail every request of a cycle in five ways; the result goes to docs/outage_sweep.md (two hours)
+	$(BIN)/python tests/outage_sweep.py --lasting-step 5 --report docs/outage_sweep.md
+
+lint: $(VENV)/.development ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test ## style, types and tests
+
+format: $(VENV)/.development ## put the code into the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+screenshots: $(VENV)/.development ## pictures of the demo in a browser; they go to docs/screenshots/ (after make demo)
+	$(BIN)/python tests/screenshots.py
+
+server: $(VENV)/.runtime ## MLflow's pages on mlflow_server/'s own files, for this machine only (HOME_FOLDER=demo for the demo)
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server \
+		--backend-store-uri sqlite:///$(abspath $(HOME_FOLDER))/mlflow_server/backend_db/mlflow.db \
+		--artifacts-destination $(abspath $(HOME_FOLDER))/mlflow_server/artifacts \
+		--host 127.0.0.1 --port $(PORT) --workers 1
+
+clean: ## remove the virtual environment, the demo and the caches
+	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

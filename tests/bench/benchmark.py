@@ -1,0 +1,399 @@
+"""Measure what the README promises about time and memory, as ratios taken side by side.
+
+What is compared runs alternately in one run, so that a busy machine slows both alike; a figure is
+the median of the pairs' ratios with their range.
+
+Usage::
+
+    python tests/bench/benchmark.py [--report FILE]
+
+Takes the recordings of ../shared/gts, or synthetic ones where they are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).resolve().parent)]
+
+import first_generation
+import numpy as np
+import pandas as pd
+from grow import grow
+from sample_gts import write_recordings
+
+import feature_cache
+import train_classification_model as training
+
+SHARED = ROOT.parent / "shared"
+N_RECORDINGS = 33
+REPETITIONS = 7
+N_NAMES = 99_999
+GOLDEN_DIGITS = 1e-6
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the report.
+
+    Parameters
+    ----------
+    what
+        What is compared with what.
+    ratios
+        One per repetition.
+    absolute
+        Median seconds or megabytes, for orientation.
+    limit
+        What was asked; empty if nothing was.
+    """
+
+    what: str
+    ratios: list[float]
+    absolute: str
+    limit: str = ""
+
+    def row(self) -> str:
+        """Return it as a row of a table."""
+        spread = f"{min(self.ratios):.2f} to {max(self.ratios):.2f}, n = {len(self.ratios)}"
+        middle = f"**{statistics.median(self.ratios):.2f}**"
+        return f"| {self.what} | {middle} | {spread} | {self.limit} | {self.absolute} |"
+
+
+# --- How it is measured ---
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    """Return how long an action takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def compare(
+    what: str,
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    limit: str = "",
+    *,
+    repetitions: int = REPETITIONS,
+    warm_up: int = 1,
+) -> Figure:
+    """Run two actions alternately, after pairs that do not count."""
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(warm_up + repetitions)][warm_up:]
+    mine, yours = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratios = [one / other for one, other in pairs]
+    return Figure(what, ratios, f"{mine:.3f} s to {yours:.3f} s", limit)
+
+
+def run(*words: str | Path) -> None:
+    """Run Python as a process of its own."""
+    subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A retraining in a process of its own.
+
+    Parameters
+    ----------
+    seconds
+        Without the imports.
+    peak_mb
+        Largest sum of the proportional memory (PSS) of all its processes.
+    """
+
+    seconds: float
+    peak_mb: float
+
+
+def train_apart(folder: Path, n_jobs: int) -> Training:
+    """Train in a new process and watch its memory."""
+    words = [sys.executable, __file__, "--train", str(folder), "--n-jobs", str(n_jobs)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, memory_mb(process.pid))
+            time.sleep(0.1)
+        assert process.stdout is not None
+        if process.returncode:
+            sys.exit(f"training on {folder} failed")
+        return Training(peak_mb=peak, **json.loads(process.stdout.read()))
+
+
+def memory_mb(pid: int) -> float:
+    """Return the proportional memory of a process and all its descendants."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+        children.setdefault(parent, []).append(int(folder.name))
+    total, family = 0, [pid]
+    while family:
+        member = family.pop()
+        family += children.get(member, [])
+        try:
+            rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in rollup.splitlines() if line[:4] == "Pss:")
+    return total / 1000
+
+
+def train_here(folder: Path, n_jobs: int) -> None:
+    """Be the process of `train_apart`."""
+    took = seconds(lambda: training.train_classification_model(folder, n_jobs=n_jobs))
+    print(json.dumps({"seconds": took}))
+
+
+def read(paths: list[Path]) -> list[Any]:
+    """Read recordings in this process, as a training without a cache does."""
+    return [training._read_recording(path)[1] for path in paths]
+
+
+# --- What is measured ---
+
+
+def nights(folder: Path) -> Iterator[Figure]:
+    """Compare a night below the trigger with a bare Python."""
+    orchestrator = ROOT / "pipeline_orchestrator.py"
+    for name in ("empty", "full"):
+        for each in ("new_gts", "used_gts"):
+            (folder / name / each).mkdir(parents=True)
+    for number in range(N_NAMES):
+        (folder / "full" / "new_gts" / f"{number}.csv").touch()
+    list_names = f"import os; sorted(os.listdir({str(folder / 'full' / 'new_gts')!r}))"
+    empty = (orchestrator, "--quiet", "--home", folder / "empty")
+    full = (orchestrator, "--min-new-files", str(N_NAMES + 1), "--home", folder / "full")
+    yield compare("a night without news to `python -c pass`", lambda: run(*empty), bare)
+    yield compare(
+        f"the same with {N_NAMES:,} files, to Python listing and sorting them",
+        lambda: run(*full),
+        lambda: run("-c", list_names),
+    )
+
+
+def bare() -> None:
+    """Start Python for nothing."""
+    run("-c", "pass")
+
+
+def reading(paths: list[Path], home: Path) -> Iterator[Figure]:
+    """Compare reading with features with a bare `pandas.read_csv`."""
+    cache = feature_cache.FeatureCache(home, training.feature_version(), 256)
+
+    def read_csv() -> None:
+        for path in paths:
+            pd.read_csv(path)
+
+    with training._workers("loky", 1):
+        yield compare(
+            f"reading {len(paths)} recordings, features included, to bare `read_csv`",
+            lambda: read(paths),
+            read_csv,
+            "8",
+        )
+        yield compare(
+            "the same from the cache, to bare `read_csv`",
+            lambda: training._read_recordings(paths, cache, "loky"),
+            read_csv,
+        )
+
+
+def generations(paths: list[Path]) -> Iterator[Figure]:
+    """Compare the first generation's algorithm with ours where both compute the same."""
+    for path in sorted(paths, key=lambda path: path.stat().st_size)[:3]:
+        rows = training.read_ground_truth(path)
+        golden = SHARED / "golden" / f"detection_features_{path.stem}.csv"
+        same = equal_features(rows, golden)
+        yield compare(
+            f"first generation's features of {path.name} ({len(rows):,} rows) to the same of ours"
+            f", equal {same}",
+            partial(first_generation.detection_features, rows),
+            partial(training.detection_features, rows),
+            repetitions=5,
+        )
+
+
+def equal_features(rows: pd.DataFrame, golden: Path) -> str:
+    """Say to what both results are equal."""
+    theirs, ours = first_generation.detection_features(rows), training.detection_features(rows)
+    np.testing.assert_allclose(theirs, ours, rtol=GOLDEN_DIGITS, atol=GOLDEN_DIGITS)
+    if not golden.exists():
+        return "to each other"
+    table = pd.read_csv(golden)[first_generation.FEATURES]
+    np.testing.assert_allclose(ours.sort_index(), table, rtol=GOLDEN_DIGITS, atol=GOLDEN_DIGITS)
+    return "to each other and to the golden values"
+
+
+def trainings(folders: dict[int, Path]) -> Iterator[Figure]:
+    """Compare retraining in two processes with one, and large folders with small ones."""
+    small = folders[N_RECORDINGS]
+    runs = {n_jobs: [train_apart(small, n_jobs) for _ in range(5)] for n_jobs in (2, 1)}
+    took = {n_jobs: [one.seconds for one in each] for n_jobs, each in runs.items()}
+    middle = {n_jobs: statistics.median(each) for n_jobs, each in took.items()}
+    memory = ", ".join(f"{max(one.peak_mb for one in runs[n]):.0f} MB" for n in (2, 1))
+    yield Figure(
+        f"six fits on {N_RECORDINGS} recordings, starting processes included: two processes to one",
+        [two / one for two, one in zip(took[2], took[1], strict=True)],
+        f"{middle[2]:.1f} s to {middle[1]:.1f} s; peak {memory}",
+        "10 s, 600 MB",
+    )
+    n_tracks = len(training._TrackTable.of(read(training.recording_paths(small))).labels)
+    for count, folder in list(folders.items())[1:]:
+        large = train_apart(folder, 2)
+        growth = count / N_RECORDINGS
+        yield Figure(
+            f"retraining on {count:,} recordings ({n_tracks * count // N_RECORDINGS:,} tracks) "
+            f"in two processes, per recording, to {N_RECORDINGS}",
+            [large.seconds / one / growth for one in took[2]],
+            f"{large.seconds:.0f} s, peak {large.peak_mb:,.0f} MB",
+        )
+
+
+def growing(folders: dict[int, Path]) -> Iterator[Figure]:
+    """Compare reading many recordings with reading few, and reading in parallel."""
+    small, middle, large = (training.recording_paths(folders[n]) for n in sorted(folders))
+    growth = len(large) / len(small)
+    yield compare(
+        f"reading {len(large):,} recordings to reading {len(small)} of them {growth:.0f} times",
+        lambda: [len(one.labels) for one in read(large)],
+        lambda: [read(small) for _ in range(round(growth))],
+        repetitions=2,
+        warm_up=0,
+    )
+    with parallel_reading(), training._workers("loky", 2):
+        yield compare(
+            f"reading {len(middle):,} recordings in two running processes to one",
+            lambda: training._read_recordings(middle, None, "loky"),
+            lambda: read(middle),
+            repetitions=5,
+        )
+
+
+@contextmanager
+def parallel_reading() -> Iterator[None]:
+    """Read in all processes, however little there is."""
+    before = training.PARALLEL_READING_BYTES
+    training.PARALLEL_READING_BYTES = 0
+    yield
+    training.PARALLEL_READING_BYTES = before
+
+
+def final_fit(folder: Path) -> Iterator[Figure]:
+    """Measure the one task that cannot be spread, up to the largest folder."""
+    recordings = read(training.recording_paths(folder))
+    small, large = (fit_alone(recordings[: len(recordings) // share]) for share in (10, 1))
+    yield Figure(
+        "the final fit alone, per track: all recordings to a tenth of them",
+        [large[0] / large[1] / (small[0] / small[1])],
+        f"{large[1]:,} tracks {large[0]:.0f} s, {small[1]:,} tracks {small[0]:.1f} s",
+    )
+
+
+def fit_alone(recordings: list[Any]) -> tuple[float, int]:
+    """Return how long the fit on recordings takes, and the number of their tracks."""
+    table, everything = training._TrackTable.of(recordings), np.arange(len(recordings))
+    return seconds(lambda: training._fit(table, everything, 42)), len(table.labels)
+
+
+# --- The report ---
+
+HEADER = """# Benchmarks
+
+{date}, {machine}, {cores} cores, load {load:.1f} before the start, {python}, {recordings}:
+`{command}`. Took {minutes:.0f} minutes.
+
+Each figure is a ratio measured side by side in one run: its median, and its range over the
+repetitions. The absolute values are for orientation only: the machine had other work to do.
+Memory is the largest sum of the proportional set sizes (PSS) of **all** processes of a retraining.
+Where a large folder is compared with a small one, the large one ran once.
+Copies are easier to learn than new recordings, so their trees are smaller than real ones would be.
+
+| | ratio | range | asked | absolute |
+|---|---|---|---|---|
+"""
+
+
+def make_folders(folder: Path) -> tuple[dict[int, Path], str]:
+    """Return number of recordings -> folder, and where they come from."""
+    source, text = SHARED / "gts", "real recordings and copies with jitter"
+    if not source.is_dir():
+        source, text = folder / "samples", "synthetic recordings and copies with jitter"
+        write_recordings(source, N_RECORDINGS)
+    folders = {N_RECORDINGS: source}
+    for n_copies in (10, 100):
+        count = len(training.recording_paths(source)) * n_copies
+        folders[count] = folder / f"grown-{n_copies}"
+        grow(source, folders[count], n_copies)
+    return folders, text
+
+
+def measure(folder: Path) -> tuple[list[Figure], str]:
+    """Return all figures, printing each as it comes."""
+    folders, text = make_folders(folder)
+    paths = training.recording_paths(folders[N_RECORDINGS])
+    figures = []
+    for part in (
+        nights(folder),
+        reading(paths, folder),
+        generations(paths),
+        trainings(folders),
+        growing(folders),
+        final_fit(folders[max(folders)]),
+    ):
+        for figure in part:
+            print(figure.row(), flush=True)
+            figures.append(figure)
+    return figures, text
+
+
+def main() -> int:
+    """Print the figures, and write them."""
+    parser = argparse.ArgumentParser(description="Measure time and memory as ratios.")
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--n-jobs", type=int, default=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        train_here(options.train, options.n_jobs)
+        return 0
+    began, load = time.monotonic(), os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="stem-bench-") as name:
+        figures, text = measure(Path(name))
+    report = HEADER.format(
+        date=datetime.date.today().isoformat(),
+        machine=f"{platform.system()} {platform.machine()}",
+        cores=os.cpu_count(),
+        load=load,
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        recordings=text,
+        command="make bench",
+        minutes=(time.monotonic() - began) / 60,
+    ) + "\n".join([*(figure.row() for figure in figures), ""])
+    if options.report:
+        options.report.parent.mkdir(exist_ok=True)
+        options.report.write_text(report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""What tests share: real recordings, a registered home, fast training."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_gts import write_recordings
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+OLD_SEASON_FILES = 6
+BATCH = 6
+SERVER_SECONDS = "14400"
+"""A server ends by itself, even if the process that started it is killed."""
+FAST = {"min_new_files": BATCH, "n_folds": 3, "n_jobs": 1}
+
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away the tester's settings, and the store that MLflow left in the environment."""
+    for name in list(os.environ):
+        if name.startswith("PIPELINE_") or name == "MLFLOW_TRACKING_URI":
+            monkeypatch.delenv(name)
+
+
+def write_mislabelled(folder: Path, seed: int) -> None:
+    """Write recordings of the old season whose stems are called false, and the false ones stems."""
+    import pandas as pd
+
+    for path in write_recordings(folder, BATCH, "old", seed=seed, prefix="wrong"):
+        rows = pd.read_csv(path)
+        rows["ground_truth"] = ~rows["ground_truth"].astype(bool)
+        rows.to_csv(path, index=False)
+
+
+def make_home(folder: Path) -> Path:
+    """Create the empty folders of a home."""
+    for name in ("new_gts", "used_gts", "model", "mlflow_server/artifacts"):
+        (folder / name).mkdir(parents=True)
+    (folder / "mlflow_server" / "backend_db").mkdir()
+    return folder
+
+
+def script(
+    name: str, *words: str, home: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run one of the project's scripts as a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / name), *words, "--home", str(home)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
+
+
+def run_sweep(name: str, *words: str) -> str:
+    """Run a sweep as a process of its own, because it forks; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, f"tests/{name}", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def copy_home(source: Path, target: Path) -> Path:
+    """Copy a home with its store; the store's absolute paths follow."""
+    shutil.copytree(source, target, symlinks=True)
+    database = target / "mlflow_server" / "backend_db" / "mlflow.db"
+    if database.exists():
+        with closing(sqlite3.connect(database)) as connection:
+            for table, column in _text_columns(connection):
+                connection.execute(
+                    f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?)',
+                    (str(source), str(target)),
+                )
+            connection.commit()
+    return target
+
+
+def _text_columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    return [
+        (table, column[1])
+        for (table,) in tables
+        for column in connection.execute(f'PRAGMA table_info("{table}")').fetchall()
+        if column[1] in ("artifact_location", "artifact_uri", "source", "storage_location")
+    ]
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, Any], None]:
+    """Give a recorder of figures that are printed at the end of the run."""
+    return lambda name, value: record_property("figure", f"{name}: {value}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that tests recorded."""
+    figures = [
+        value
+        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        for name, value in report.user_properties
+        if name == "figure"
+    ]
+    if figures:
+        terminalreporter.section("figures")
+        for line in figures:
+            terminalreporter.line(line)
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """Give the folder of real recordings and golden values, or skip."""
+    if not (SHARED / "gts").is_dir():
+        pytest.skip(f"no real recordings at {SHARED}")
+    return SHARED
+
+
+def make_fast_classifier(random_state: int = 42) -> Any:
+    """Return a small classifier: milliseconds instead of seconds for a fit."""
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    return ExtraTreesClassifier(
+        20, min_samples_leaf=2, class_weight="balanced", random_state=random_state
+    )
+
+
+@pytest.fixture
+def fast_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train small models in this process."""
+    import train_classification_model as training
+
+    monkeypatch.setattr(training, "make_classifier", make_fast_classifier)
+
+
+@pytest.fixture(scope="session")
+def registered_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a home whose production is a model of the old season, with a new season waiting."""
+    import register_first_model
+    import train_classification_model as training
+    from pipeline_settings import Settings
+
+    home = make_home(tmp_path_factory.mktemp("template") / "home")
+    write_recordings(home / "used_gts", OLD_SEASON_FILES, "old", seed=1, prefix="old")
+    write_recordings(home / "new_gts", BATCH, "new", seed=2, prefix="new")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_classifier", make_fast_classifier)
+        result = training.train_classification_model(home / "used_gts", n_folds=3, n_jobs=1)
+    training.write_first_model(result.model, home / training.FIRST_MODEL_PATH)
+    register_first_model.register_first_model(Settings(home=home))
+    return home
+
+
+@pytest.fixture
+def home(registered_template: Path, tmp_path: Path) -> Path:
+    """Give a fresh copy of the registered home."""
+    return copy_home(registered_template, tmp_path / "home")
+
+
+@pytest.fixture
+def settings_of() -> Callable[..., Any]:
+    """Give a maker of quick settings for a home."""
+    from pipeline_settings import Settings
+
+    def make(home: Path, **values: Any) -> Any:
+        return Settings(home=home, **{**FAST, **values})
+
+    return make
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with closing(socket.socket()) as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextlib.contextmanager
+def mlflow_server(store: str, artifacts: Path, **environment: str) -> Iterator[str]:
+    """Start a real `mlflow server` on loopback, give its address, and end it.
+
+    Parameters
+    ----------
+    store
+        URI of its database.
+    artifacts
+        Where it keeps files.
+    **environment
+        Variables for it.
+    """
+    port = free_port()
+    process = subprocess.Popen(
+        [
+            *("timeout", SERVER_SECONDS, sys.executable, "-m", "mlflow", "server"),
+            *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", store, "--artifacts-destination", str(artifacts)),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={
+            **os.environ,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            **environment,
+        },
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{address}/health")
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def wait_for(address: str) -> None:
+    """Wait until a server answers; a minute at most."""
+    for _ in range(300):
+        with contextlib.suppress(OSError), urllib.request.urlopen(address):
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"{address} did not start")
+
+
+def serve(home: Path) -> contextlib.AbstractContextManager[str]:
+    """Serve the embedded store of a home, as `make server` does."""
+    folder = home / "mlflow_server"
+    return mlflow_server(f"sqlite:///{folder}/backend_db/mlflow.db", folder / "artifacts")
+
+
+@pytest.fixture
+def free_server() -> Iterator[Callable[..., str]]:
+    """Give a starter of servers in a folder, by default with a store of their own.
+
+    They end with the test.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def start(folder: Path, store: str = "") -> str:
+            folder.mkdir()
+            store = store or f"sqlite:///{folder}/mlflow.db"
+            return stack.enter_context(mlflow_server(store, folder / "artifacts"))
+
+        yield start

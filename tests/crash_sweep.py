@@ -1,0 +1,408 @@
+"""Kill the real commands at every write, start them again and compare with an uninterrupted twin.
+
+A forked process counts what it opens for writing, renames, links, removes and connects to, and
+sends itself SIGKILL at the n-th; n counts up until a run is not hit. Then the same command runs
+again, and a cycle after it: the files, versions, aliases and runs must be those of a twin that was
+never interrupted, and one more run must change nothing.
+
+Usage::
+
+    python tests/crash_sweep.py [--scenario NAME] [--sample N] [--random N] [--report FILE]
+
+Without `--sample` every point is tried. Prints one line per scenario and ends with status 1 if
+anything differed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import hashlib
+import importlib
+import json
+import os
+import platform
+import random
+import shlex
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+from conftest import (
+    BATCH,
+    FAST,
+    OLD_SEASON_FILES,
+    copy_home,
+    make_fast_classifier,
+    make_home,
+    write_mislabelled,
+)
+from sample_gts import write_recordings
+
+import command_line
+import cycle_report
+import model_registry
+import pipeline_orchestrator
+import register_first_model
+import train_classification_model as training
+
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+COUNTED = {
+    *("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate"),
+    *("sqlite3.connect", "socket.connect"),
+}
+CYCLE = [
+    word for name, value in FAST.items() for word in (f"--{name.replace('_', '-')}", str(value))
+]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is killed.
+
+    Parameters
+    ----------
+    name
+        For the report.
+    template
+        A home to start from.
+    commands
+        Run in this order; the first one is killed.
+    """
+
+    name: str
+    template: Path
+    commands: tuple[Callable[[list[str]], int], ...]
+
+
+def cycle(home: list[str]) -> int:
+    """Run the orchestrator, which tells of a change of production."""
+    tell = f"tee {shlex.quote(str(Path(home[1]).parent / 'told.json'))}"
+    return pipeline_orchestrator.main(["run", *CYCLE, "--on-promotion", tell, *home])
+
+
+def register(home: list[str]) -> int:
+    """Register the first model."""
+    return register_first_model.main(home)
+
+
+def upgrade(home: list[str]) -> int:
+    """Migrate the store."""
+    return pipeline_orchestrator.main(["upgrade-store", *home])
+
+
+def rollback(home: list[str]) -> int:
+    """Roll back to version 1."""
+    return pipeline_orchestrator.main(["rollback", "--to", "1", *home])
+
+
+PRELOADED = (
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
+    *("mlflow.sklearn", "mlflow.store.tracking.sqlalchemy_store", "skops.io", "sklearn.ensemble"),
+    *("mlflow.store.model_registry.sqlalchemy_store", "mlflow.utils.requirements_utils"),
+    *("scipy.stats", "sklearn.inspection", "sklearn.model_selection", "pandas"),
+)
+
+
+def warm_up() -> None:
+    """Make trials quick: import here what every forked process needs, train and draw little."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    model_registry.prepare_environment()
+    for name in PRELOADED:
+        importlib.import_module(name)
+    sys.modules["mlflow.utils.requirements_utils"]._init_packages_to_modules_map()
+    schema = model_registry._schema_needed()
+    model_registry._schema_needed = lambda: schema
+    training.make_classifier = make_fast_classifier
+    cycle_report.feature_shifts = lambda *_: ()
+    command_line.stop_request = command_line.StopRequest()
+
+
+# --- A process that dies ---
+
+
+def run_forked(
+    command: Callable[[list[str]], int], home: Path, kill_at: int = 0, kill_after: float = 0
+) -> tuple[int, int]:
+    """Run a command in a forked process; return its exit status and how many points it passed.
+
+    Negative statuses are signals, as in `subprocess`.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _be_the_child(command, home, kill_at, writer)
+    os.close(writer)
+    if kill_after:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    with os.fdopen(reader) as stream:
+        passed = stream.read()
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), int(passed or 0)
+
+
+def _be_the_child(
+    command: Callable[[list[str]], int], home: Path, kill_at: int, writer: int
+) -> None:
+    log = os.open(home.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    passed = 0
+
+    def count(event: str, values: tuple[Any, ...]) -> None:
+        nonlocal passed
+        if event == "open":
+            flags = values[2]
+            if not (isinstance(flags, int) and flags & WRITING):
+                return
+        elif event not in COUNTED:
+            return
+        passed += 1
+        if passed == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    status = 99
+    try:
+        status = command(["--home", str(home)])
+    except BaseException:
+        traceback.print_exc()
+    os.write(writer, str(passed).encode())
+    os._exit(status)
+
+
+# --- What must be equal ---
+
+
+def describe(home: Path) -> dict[str, Any]:
+    """Return everything that must equal the twin's, without opening the store through MLflow."""
+    database = home / "mlflow_server/backend_db/mlflow.db"
+    with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as store:
+        rows = store.execute
+        integrity = rows("PRAGMA integrity_check").fetchone()[0]
+        aliases = dict(rows("SELECT alias, version FROM registered_model_aliases").fetchall())
+        versions = rows(
+            "SELECT version FROM model_versions WHERE current_stage != 'Deleted_Internal'"
+        ).fetchall()
+        running = rows("SELECT count(*) FROM runs WHERE status = 'RUNNING'").fetchone()[0]
+        promotions = rows(
+            "SELECT count(*) FROM runs WHERE name = 'ModelPromotion' AND status = 'FINISHED'"
+        ).fetchone()[0]
+        schema = rows("SELECT version_num FROM alembic_version").fetchone()[0]
+        recipes = {alias: _recipe(store, number, home) for alias, number in aliases.items()}
+    return {
+        "new": _contents(home / "new_gts"),
+        "used": _contents(home / "used_gts"),
+        "rejected": _contents(home / "new_gts/rejected"),
+        "reasons": len(list((home / "new_gts/rejected").glob("*.reason.json"))),
+        "left over": sorted(
+            str(path.relative_to(home))
+            for path in home.rglob(".*")
+            if path.name not in (".pipeline.lock", ".pipeline_last_run.json", ".cache")
+            # A dead run's own artifact folder may hold a piece of an upload; nothing refers to it.
+            and "artifacts" not in path.parts
+        ),
+        "store": (integrity, schema),
+        "versions": len(versions),
+        "running": running,
+        "promotions": promotions,
+        "aliases": recipes,
+        "change told": (home.parent / "told.json").exists(),
+    }
+
+
+def _contents(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.endswith(".json")
+    )
+
+
+def _recipe(store: sqlite3.Connection, number: int, home: Path) -> tuple[Any, ...]:
+    """Return what a version was made of, and whether its files are whole."""
+    tags = dict(
+        store.execute(
+            "SELECT key, value FROM model_version_tags WHERE version = ?", (number,)
+        ).fetchall()
+    )
+    (location,) = store.execute(
+        "SELECT storage_location FROM model_versions WHERE version = ?", (number,)
+    ).fetchone()
+    served = f"{home}/mlflow_server/artifacts"  # a server gives addresses relative to its folder
+    folder = location.removeprefix("file://").replace("mlflow-artifacts:", served, 1)
+    whole = model_registry.folder_digest(Path(folder))
+    return (
+        tags["manifest_sha256"],
+        tags.get("verdict", ""),
+        whole == tags["artifact_sha256"],
+    )
+
+
+# --- The sweep ---
+
+
+def finish(scenario: Scenario, home: Path) -> dict[str, Any]:
+    """Run every command of the scenario to its end, then describe the home."""
+    for command in scenario.commands:
+        status, _ = run_forked(command, home)
+        if status:
+            return {"status": status, "log": (home.parent / "log.txt").read_text()[-2000:]}
+    return describe(home)
+
+
+def differences(scenario: Scenario, twin: dict[str, Any], home: Path) -> list[str]:
+    """Return what differs from the twin after one more start, and after a second one."""
+    found = []
+    for start in ("first", "second"):
+        state = finish(scenario, home)
+        if state != twin:
+            wrong = {key: (twin.get(key), state.get(key)) for key in {*twin, *state}}
+            shown = {key: pair for key, pair in wrong.items() if pair[0] != pair[1]}
+            found.append(f"after the {start} start: {shown}")
+    return found
+
+
+def sweep(scenario: Scenario, folder: Path, sample: int, n_random: int) -> tuple[int, int]:
+    """Kill the scenario at its points; return how many were tried and how many differed."""
+    twin_home = copy_home(scenario.template, folder / "twin" / "home")
+    began = time.monotonic()
+    status, n_points = run_forked(scenario.commands[0], twin_home)
+    seconds = time.monotonic() - began
+    if status:
+        sys.exit((folder / "twin" / "log.txt").read_text())
+    twin = finish(scenario, twin_home)
+    step = max(1, n_points // sample) if sample else 1
+    instants = random.Random(0)
+    plans = [(f"point {n}", n, 0.0) for n in range(1, n_points + 1, step)]
+    plans += [
+        (f"instant {second:.3f} s", 0, second)
+        for second in (instants.uniform(0.001, seconds) for _ in range(n_random))
+    ]
+    wrong = 0
+    for name, kill_at, kill_after in plans:
+        home = copy_home(scenario.template, folder / "trial" / "home")
+        run_forked(scenario.commands[0], home, kill_at, kill_after)
+        found = differences(scenario, twin, home)
+        wrong += bool(found)
+        for text in found:
+            print(f"{scenario.name}, {name}: {text}", flush=True)
+        shutil.rmtree(folder / "trial")
+    print(
+        f"{scenario.name}: {len(plans) - n_random} of {n_points} points and {n_random} random "
+        f"instants killed, {wrong} differences",
+        flush=True,
+    )
+    return len(plans), wrong
+
+
+def make_scenarios(folder: Path) -> list[Scenario]:
+    """Prepare the homes that the commands start from."""
+    bare = make_home(folder / "bare")
+    write_recordings(bare / "used_gts", OLD_SEASON_FILES, "old", seed=1, prefix="old")
+    write_recordings(bare / "new_gts", BATCH, "new", seed=2, prefix="new")
+    shutil.copy(bare / "used_gts/old_01.csv", bare / "new_gts/again.csv")
+    (bare / "new_gts/old_02.csv").write_bytes((bare / "new_gts/new_01.csv").read_bytes() + b"x\n")
+    (bare / "new_gts/old_03.csv").write_bytes((bare / "new_gts/new_02.csv").read_bytes())
+    (bare / "new_gts/new_02.csv").unlink()
+    result = training.train_classification_model(bare / "used_gts", n_folds=3, n_jobs=1)
+    training.write_first_model(result.model, bare / training.FIRST_MODEL_PATH)
+    registered = _after(register, bare, folder / "registered")
+    promoted = _after(cycle, registered, folder / "promoted")
+    older = copy_home(registered, folder / "older")
+    run_forked(_downgrade, older)
+    misled = copy_home(registered, folder / "misled")
+    shutil.rmtree(misled / "new_gts")
+    write_mislabelled(misled / "new_gts", seed=2)
+    run_forked(cycle, misled)
+    write_recordings(misled / "new_gts", BATCH, "old", seed=3, prefix="right")
+    lost = _after(cycle, misled, folder / "lost" / "home")
+    if "lost its probation" not in (lost.parent / "log.txt").read_text():
+        sys.exit("the scenario of a lost probation loses none")
+    return [
+        Scenario("a cycle with a promotion", registered, (cycle,)),
+        Scenario("the first registration", bare, (register, cycle)),
+        Scenario("upgrade-store", older, (upgrade, cycle)),
+        Scenario("a rollback", promoted, (rollback, cycle)),
+        Scenario("a lost probation", misled, (cycle, cycle)),
+    ]
+
+
+def _after(command: Callable[[list[str]], int], template: Path, home: Path) -> Path:
+    copy_home(template, home)
+    status, _ = run_forked(command, home)
+    if status:
+        sys.exit((home.parent / "log.txt").read_text())
+    return home
+
+
+def _downgrade(home: list[str]) -> int:
+    from test_model_registry import downgrade
+
+    downgrade(Path(home[1]) / "mlflow_server/backend_db/mlflow.db")
+    return 0
+
+
+def write_report(path: Path, command: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Write the result as a table with its date and command."""
+    table = [columns, ["---"] * len(columns), *rows]
+    text = "\n".join(
+        [
+            f"# {command.removeprefix('make ').replace('-', ' ').capitalize()}",
+            "",
+            f"{datetime.date.today().isoformat()}, {platform.python_implementation()} "
+            f"{platform.python_version()}, {os.cpu_count()} cores: `{command}`",
+            "",
+            *(f"| {' | '.join(str(cell) for cell in row)} |" for row in table),
+            "",
+        ]
+    )
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+
+
+def main() -> int:
+    """Sweep the scenarios and return the exit status."""
+    parser = argparse.ArgumentParser(description="Kill the commands everywhere.")
+    parser.add_argument("--scenario", default="")
+    parser.add_argument("--sample", type=int, default=0, help="points per scenario; 0: all")
+    parser.add_argument("--random", type=int, default=0, help="random instants per scenario")
+    parser.add_argument("--report", type=Path)
+    options = parser.parse_args()
+    warm_up()
+    rows: list[list[Any]] = []
+    wrong = 0
+    with tempfile.TemporaryDirectory(prefix="crash-sweep-") as name:
+        for scenario in make_scenarios(Path(name)):
+            if options.scenario not in scenario.name:
+                continue
+            tried, differed = sweep(
+                scenario, Path(name) / "sweep" / scenario.name, options.sample, options.random
+            )
+            wrong += differed
+            rows.append([scenario.name, tried - options.random, options.random, differed])
+    if options.report:
+        columns = ["command", "points killed", "random instants", "differences"]
+        write_report(options.report, "make crash-sweep", columns, rows)
+    killed = sum(points + instants for _, points, instants, _ in rows)
+    print(json.dumps({"scenarios": len(rows), "killed": killed, "differences": wrong}))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

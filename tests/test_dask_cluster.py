@@ -1,0 +1,274 @@
+"""Training on a real cluster: a scheduler and two workers on loopback, and what may go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import FAST, ROOT, copy_home, free_port, script
+from sample_gts import write_recordings
+
+import dask_cluster
+import train_classification_model as training
+from feature_cache import FeatureCache
+from pipeline_settings import PipelineError, Settings, TryLaterError, UsageError
+
+CYCLE = [
+    *("--min-new-files", str(FAST["min_new_files"])),
+    *("--n-folds", str(FAST["n_folds"]), "--threshold", "0.1"),
+]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A scheduler and its workers, each a process group of its own."""
+
+    address: str
+    scheduler: subprocess.Popen[bytes]
+    workers: tuple[subprocess.Popen[bytes], ...]
+
+    def settings(self, **values: Any) -> Settings:
+        """Return settings that use it."""
+        return Settings(backend="dask", scheduler=self.address, **values)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its children."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+
+
+def end_all(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Kill several processes."""
+    for process in processes:
+        end(process)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """Give a fresh cluster; its processes end with the test."""
+    pytest.importorskip("distributed", reason="dask is not installed: requirements-dask.txt")
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    file = folder / "scheduler.json"
+    processes = []
+
+    def start(name: str, *words: str) -> subprocess.Popen[bytes]:
+        with (folder / f"{name}.log").open("wb") as log:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "dask", *words, "--scheduler-file", str(file)],
+                    cwd=folder,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+        return processes[-1]
+
+    try:
+        local = ("--host", "127.0.0.1", "--no-dashboard")
+        scheduler = start("scheduler", "scheduler", *local, "--port", "0")
+        workers = tuple(
+            start(f"worker-{n}", "worker", *local, "--nthreads", "1", "--no-nanny") for n in (1, 2)
+        )
+        for _ in range(600):
+            log = (folder / "scheduler.log").read_text()
+            if file.exists() and log.count("Register worker") == len(workers):
+                break
+            time.sleep(0.1)
+        address = json.loads(file.read_text())["address"]
+        yield Cluster(address, scheduler, workers)
+    finally:
+        end_all(processes)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give six synthetic recordings."""
+    folder = tmp_path_factory.mktemp("recordings")
+    write_recordings(folder, 6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained_here(recordings: Path) -> training.TrainingResult:
+    """Train in this process alone."""
+    return training.train_classification_model(recordings, n_folds=3, n_jobs=1)
+
+
+def train(settings: Settings, folder: Path, **options: Any) -> training.TrainingResult:
+    """Train where the settings say."""
+    with dask_cluster.joblib_backend(settings, training) as backend:
+        return training.train_classification_model(folder, n_folds=3, backend=backend, **options)
+
+
+def assert_equal(
+    one: training.TrainingResult, other: training.TrainingResult, folder: Path
+) -> None:
+    """Every metric, and every prediction to the last bit."""
+    for name in ("out_of_fold", "in_sample", "input_example"):
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name), check_exact=True)
+    for name in ("mean_error", "data_quality", "row_counts"):
+        assert getattr(one, name) == getattr(other, name)
+    for path in training.recording_paths(folder):
+        rows = training.read_ground_truth(path)
+        assert np.array_equal(one.model.predict_proba(rows), other.model.predict_proba(rows))
+
+
+def at_the_first_fold(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
+    """Do something when the first fold has come back and the others are at work."""
+    progress = training._progress
+
+    def watched(items: Any, total: int, what: str) -> Iterator[Any]:
+        for number, item in enumerate(progress(items, total, what)):
+            if what == "fitting" and number == 0:
+                action()
+            yield item
+
+    monkeypatch.setattr(training, "_progress", watched)
+
+
+class TestCluster:
+    """A real scheduler and two real workers."""
+
+    def test_the_result_is_that_of_one_process(
+        self, cluster: Cluster, recordings: Path, trained_here: training.TrainingResult
+    ) -> None:
+        """Bit for bit."""
+        assert_equal(trained_here, train(cluster.settings(), recordings), recordings)
+
+    def test_a_killed_worker_costs_only_time(
+        self,
+        cluster: Cluster,
+        recordings: Path,
+        trained_here: training.TrainingResult,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The other one does its tasks."""
+        at_the_first_fold(monkeypatch, lambda: end(cluster.workers[0]))
+        assert_equal(trained_here, train(cluster.settings(), recordings), recordings)
+        assert cluster.workers[0].returncode == -signal.SIGKILL
+
+    @pytest.mark.parametrize("who", ["scheduler", "workers"])
+    def test_a_lost_cluster_ends_the_wait(
+        self, cluster: Cluster, recordings: Path, monkeypatch: pytest.MonkeyPatch, who: str
+    ) -> None:
+        """Instead of waiting for results that never come."""
+        monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 2)
+        monkeypatch.setattr(dask_cluster, "PATIENCE_SECONDS", 2)
+        killed = cluster.workers if who == "workers" else (cluster.scheduler,)
+        at_the_first_fold(monkeypatch, lambda: end_all(killed))
+        with pytest.raises(TryLaterError, match=r"127\.0\.0\.1:\d+ or all its workers were lost"):
+            train(cluster.settings(), recordings)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+    def test_an_invalid_recording_is_named(self, cluster: Cluster, tmp_path: Path) -> None:
+        """The worker's refusal arrives as it is."""
+        paths = write_recordings(tmp_path / "recordings", 3)
+        paths[1].write_text("object_id\n1\n")
+        with pytest.raises(training.InvalidGroundTruth, match=r"recording_02\.csv: lacks"):
+            train(cluster.settings(), paths[0].parent)
+
+    def test_recordings_that_the_workers_do_not_see_are_explained(
+        self, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A relative path means something else in the workers' folder."""
+        write_recordings(tmp_path / "here", 3)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(PipelineError, match="a file system that all workers share"):
+            train(cluster.settings(), Path("here"))
+
+    def test_known_recordings_are_not_sent_to_the_workers(
+        self,
+        cluster: Cluster,
+        recordings: Path,
+        trained_here: training.TrainingResult,
+        tmp_path: Path,
+    ) -> None:
+        """The cache is kept by the pipeline, and its tables are those of this machine."""
+        for n_hits in (0, 6):
+            cache = FeatureCache(tmp_path, training.feature_version(), 10)
+            result = train(cluster.settings(), recordings, tables=cache)
+            assert cache.n_hits == n_hits
+            assert_equal(trained_here, result, recordings)
+
+    def test_a_cycle_ends_as_on_one_machine(
+        self, cluster: Cluster, registered_template: Path, tmp_path: Path
+    ) -> None:
+        """Same verdict, same numbers."""
+        printed: list[str] = []
+        for words in ((), ("--backend", "dask", "--scheduler", cluster.address)):
+            home = copy_home(registered_template, tmp_path / f"home{len(printed)}")
+            done = script("pipeline_orchestrator.py", *CYCLE, *words, home=home)
+            assert done.returncode == 0, done.stderr
+            printed.append(done.stdout)
+        assert printed[0].startswith("promoted: version 2")
+        assert printed[0] == printed[1]
+        assert "computing on 2 Dask workers" in done.stderr
+
+
+class TestNoCluster:
+    """What is said without one."""
+
+    def test_an_unreachable_scheduler_is_one_line_and_75(self, home: Path) -> None:
+        """Nothing is promoted or moved; without dask that is what is missing."""
+        installed = bool(pytest.importorskip("distributed", reason="dask is not installed"))
+        address = f"tcp://127.0.0.1:{free_port()}"
+        words = (*CYCLE, "--quiet", "--backend", "dask", "--scheduler", address)
+        done = script("pipeline_orchestrator.py", *words, home=home)
+        assert installed
+        assert (done.returncode, done.stdout) == (75, "")
+        assert done.stderr.count("\n") == 1
+        assert f"the Dask scheduler {address} does not answer" in done.stderr
+        assert len(list((home / "new_gts").glob("*.csv"))) == FAST["min_new_files"]
+        assert list(home.glob(".training-*")) == []
+
+    def test_an_unreachable_cluster_is_reported_within_30_s(self) -> None:
+        """Both waits together leave room for the start of Python."""
+        assert dask_cluster.CONNECT_SECONDS + dask_cluster.WORKERS_SECONDS <= 20
+
+    def test_a_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With the command that installs it."""
+        monkeypatch.setitem(sys.modules, "distributed", None)
+        settings = Settings(backend="dask", scheduler="tcp://127.0.0.1:8786")
+        with (
+            pytest.raises(PipelineError, match=r"pip install -r requirements-dask\.txt") as caught,
+            dask_cluster.joblib_backend(settings, training),
+        ):
+            pytest.fail("connected")
+        assert caught.value.exit_status == 1
+        assert (ROOT / "requirements-dask.txt").exists()
+
+    def test_a_worker_with_other_packages_is_refused(self) -> None:
+        """It might compute something else."""
+        here = {"numpy": "2.4.6", "pandas": "3.1.1"}
+        dask_cluster._refuse_other_versions("tcp://w:1", here, here)
+        with pytest.raises(PipelineError, match=r"tcp://w:1 has numpy 2\.3\.0 instead of 2\.4\.6"):
+            dask_cluster._refuse_other_versions("tcp://w:1", here, {**here, "numpy": "2.3.0"})
+
+    @pytest.mark.parametrize("scheduler", ["", "host:8786", "http://host:8786"])
+    def test_an_address_that_is_none_is_wrong_usage(self, scheduler: str) -> None:
+        """Only where it is used."""
+        assert Settings(scheduler=scheduler).backend == "local"
+        with pytest.raises(UsageError, match="--scheduler .*tcp:// or tls://"):
+            Settings(backend="dask", scheduler=scheduler)
+
+    def test_one_machine_needs_no_dask(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing of it is imported."""
+        monkeypatch.setitem(sys.modules, "distributed", None)
+        with dask_cluster.joblib_backend(Settings(), training) as backend:
+            assert backend == "loky"
