@@ -129,15 +129,14 @@ def assert_equal(
         assert np.array_equal(one.model.predict_proba(rows), other.model.predict_proba(rows))
 
 
-def at_the_first_fold(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
-    """Do something when the first fold has come back and the others are at work."""
+def during_the_fits(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
+    """Do something when the folds have been handed out and none has come back."""
     progress = training._progress
 
     def watched(items: Any, total: int, what: str) -> Iterator[Any]:
-        for number, item in enumerate(progress(items, total, what)):
-            if what == "fitting" and number == 0:
-                action()
-            yield item
+        if what == "fitting":
+            action()
+        yield from progress(items, total, what)
 
     monkeypatch.setattr(training, "_progress", watched)
 
@@ -159,7 +158,7 @@ class TestCluster:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """The other one does its tasks."""
-        at_the_first_fold(monkeypatch, lambda: end(cluster.workers[0]))
+        during_the_fits(monkeypatch, lambda: end(cluster.workers[0]))
         assert_equal(trained_here, train(cluster.settings(), recordings), recordings)
         assert cluster.workers[0].returncode == -signal.SIGKILL
 
@@ -171,7 +170,7 @@ class TestCluster:
         monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 2)
         monkeypatch.setattr(dask_cluster, "PATIENCE_SECONDS", 2)
         killed = cluster.workers if who == "workers" else (cluster.scheduler,)
-        at_the_first_fold(monkeypatch, lambda: end_all(killed))
+        during_the_fits(monkeypatch, lambda: end_all(killed))
         with pytest.raises(TryLaterError, match=r"127\.0\.0\.1:\d+ or all its workers were lost"):
             train(cluster.settings(), recordings)
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
