@@ -1,8 +1,8 @@
 """Is the challenger really better? Two columns of errors in, a verdict out.
 
-Pure statistics: no files, no MLflow, no pandas. Errors are in percent, one per recording, lower
-is better, and both columns name the same recordings in the same order. Anything missing, NaN or
-of different length raises NoVerdict: there is none by default.
+Pure statistics: no files, no MLflow, no pandas. One error per recording, in any unit, lower is
+better, and both columns name the same recordings in the same order. Anything missing, NaN or of
+different length raises NoVerdict: there is none by default.
 """
 
 from __future__ import annotations
@@ -92,14 +92,16 @@ class Verdict:
     n_recordings
         Recordings that both models were scored on.
     champion_mean_error, challenger_mean_error
-        In percent, over these recordings.
+        Over these recordings.
     difference, difference_low, difference_high
-        Mean of champion minus challenger in percentage points, and its 95 % interval.
+        Mean of champion minus challenger, and its 95 % interval.
     p_value
         Of the hypothesis that the challenger is no better.
     recordings_needed
         If only evidence is lacking: about how many recordings a gain of the observed size needs
         in all; None otherwise.
+    unit
+        Of the errors.
     """
 
     criteria: tuple[Criterion, ...]
@@ -111,11 +113,17 @@ class Verdict:
     difference_high: float
     p_value: float
     recordings_needed: int | None
+    unit: str = "%"
 
     @property
     def promote(self) -> bool:
         """Whether no criterion failed."""
         return not self.reasons
+
+    @property
+    def difference_unit(self) -> str:
+        """Unit of the difference."""
+        return difference_unit(self.unit)
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -126,7 +134,8 @@ class Verdict:
         """Say in one sentence why the challenger is promoted or not."""
         if self.promote:
             return (
-                f"{self.champion_mean_error:.1f} % -> {self.challenger_mean_error:.1f} % on "
+                f"{self.champion_mean_error:.1f} {self.unit} -> "
+                f"{self.challenger_mean_error:.1f} {self.unit} on "
                 f"{self.n_recordings} recordings, p = {self.p_value:.2g}"
             )
         failed = "; ".join(
@@ -158,13 +167,14 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     no_model_errors: Any = None,
     used_errors: tuple[Any, Any] | None = None,
     n_leaked: int = 0,
+    unit: str = "%",
 ) -> Verdict:
     """Decide whether the challenger replaces the champion.
 
     Parameters
     ----------
     champion_errors, challenger_errors
-        Percent, shape (n_recordings,): both models on recordings that neither was trained on.
+        Shape (n_recordings,): both models on recordings that neither was trained on.
     significance
         Largest probability that an equal challenger is promoted; 1 promotes on the lower mean
         error alone, at every look.
@@ -174,16 +184,18 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
         "spend": `significance` holds over the whole life of the champion, each look has its
         share of it. "ignore": it holds for each look by itself, and false promotions add up.
     min_improvement
-        Percentage points that the mean must fall by, at least.
+        That the mean must fall by, at least.
     max_regression
-        Percentage points that the old recordings may lose.
+        That the old recordings may lose in the mean.
     no_model_errors
-        Percent, shape (n_recordings,): every counted object taken as a stem. None: not applicable.
+        Shape (n_recordings,): of predictions that need no model. None: not applicable.
     used_errors
         Out-of-fold errors (champion, challenger) on the old recordings, each of shape (n_used,).
         None: not applicable.
     n_leaked
         New recordings that the champion was trained on; any forbids a promotion.
+    unit
+        Of the errors.
 
     Returns
     -------
@@ -216,18 +228,18 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
         significance, np.size(champion_errors), earlier_looks, peeking
     )
     if not (0 <= min_improvement < math.inf and 0 <= max_regression < math.inf):
-        raise ValueError(f"limits {min_improvement} and {max_regression}: must be 0 or more points")
+        raise ValueError(f"limits {min_improvement} and {max_regression}: must be 0 or more")
     champion, challenger = _paired(champion_errors, challenger_errors)
     differences = np.round(champion - challenger, DIGITS)
     mean = round(float(differences.mean()), DIGITS)
     p_value = permutation_p_value(differences, effective)
     criteria = (
         _no_leak(n_leaked),
-        _improves(mean, min_improvement),
+        _improves(mean, min_improvement, unit),
         _enough_recordings(differences, effective),
         _is_significant(p_value, effective, significance, look=len(earlier_looks) + 1),
-        _remembers(used_errors, max_regression, significance),
-        _beats_no_model(challenger, no_model_errors),
+        _remembers(used_errors, max_regression, significance, unit),
+        _beats_no_model(challenger, no_model_errors, unit),
     )
     failed = {one.reason for one in criteria if one.outcome is Outcome.FAILED}
     lacks_evidence = failed and failed <= {"NOT_SIGNIFICANT", "TOO_FEW_RECORDINGS"}
@@ -244,7 +256,24 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
         recordings_needed=recordings_needed(differences, significance, earlier_looks, peeking)
         if lacks_evidence
         else None,
+        unit=unit,
     )
+
+
+def difference_unit(unit: str) -> str:
+    """Return the unit of a difference of two errors.
+
+    Parameters
+    ----------
+    unit
+        Of the errors.
+
+    Examples
+    --------
+    >>> difference_unit("%"), difference_unit("mm")
+    ('percentage points', 'mm')
+    """
+    return "percentage points" if unit == "%" else unit
 
 
 def effective_significance(
@@ -458,14 +487,15 @@ def _no_leak(n_leaked: int) -> Criterion:
     )
 
 
-def _improves(mean: float, min_improvement: float) -> Criterion:
+def _improves(mean: float, min_improvement: float, unit: str) -> Criterion:
+    points = difference_unit(unit)
     return _criterion(
-        "mean improvement, percentage points",
+        f"mean improvement, {points}",
         mean,
         min_improvement,
         "NOT_BETTER",
         not mean > min_improvement,
-        f"the mean error changes by {-mean:+.2f} points; more than {min_improvement:g} better "
+        f"the mean error changes by {-mean:+.2f} {points}; more than {min_improvement:g} better "
         "is needed",
     )
 
@@ -496,9 +526,10 @@ def _is_significant(p_value: float, effective: float, significance: float, look:
 
 
 def _remembers(
-    used_errors: tuple[Any, Any] | None, max_regression: float, significance: float
+    used_errors: tuple[Any, Any] | None, max_regression: float, significance: float, unit: str
 ) -> Criterion:
-    name = "loss on the old recordings, percentage points"
+    points = difference_unit(unit)
+    name = f"loss on the old recordings, {points}"
     if used_errors is None:
         return _not_applicable(name, "the champion carries no out-of-fold errors")
     champion, challenger = _paired(*used_errors)
@@ -511,12 +542,12 @@ def _remembers(
         max_regression,
         "FORGETS",
         bool(failed),
-        f"{loss.mean():+.2f} points on {len(loss)} old recordings, p = {p_value:.3g}",
+        f"{loss.mean():+.2f} {points} on {len(loss)} old recordings, p = {p_value:.3g}",
     )
 
 
-def _beats_no_model(challenger: np.ndarray, no_model_errors: Any) -> Criterion:
-    name = "mean error against no model at all, percent"
+def _beats_no_model(challenger: np.ndarray, no_model_errors: Any, unit: str) -> Criterion:
+    name = f"mean error against no model at all, {unit}"
     if no_model_errors is None:
         return _not_applicable(name, "not measured")
     no_model = _paired(no_model_errors, challenger)[0].mean()
@@ -526,5 +557,5 @@ def _beats_no_model(challenger: np.ndarray, no_model_errors: Any) -> Criterion:
         float(no_model),
         "NO_BETTER_THAN_NO_MODEL",
         not challenger.mean() < no_model,
-        f"{challenger.mean():.2f} % against {no_model:.2f} % with every counted object a stem",
+        f"{challenger.mean():.2f} {unit} against {no_model:.2f} {unit} without a model",
     )

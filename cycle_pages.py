@@ -10,7 +10,7 @@ import contextlib
 import logging
 import platform
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from cycle_records import Batch, CycleResult, Findings, Outcome
 from cycle_report import CycleFacts, MonitoredBatch
 from model_registry import ModelRegistry
 from pipeline_settings import Settings, StoppedBySignal
+from training_module import Training, load_training_module
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,6 +139,7 @@ def report_rollback(
         What was done, in one line.
     """
     with _only_logged():
+        training = load_training_module(settings)
         facts = CycleFacts(
             model_name=settings.model_name,
             at=gts_folder.now(),
@@ -147,9 +149,9 @@ def report_rollback(
             threshold=settings.threshold,
             history=monitored_batches(registry),
             rejected=gts_folder.rejected_files(settings),
-            lineage=_lineage(settings, {}),
+            lineage=_lineage(settings, training, {}),
         )
-        _, content = _make_page(settings, facts)
+        _, content = _make_page(settings, _in_words_of(training, facts))
         registry.log_file(content, model_registry.REPORT_FILE, run_id)
 
 
@@ -267,23 +269,36 @@ def _facts(findings: Findings, outcome: str, message: str) -> CycleFacts:
             "New recordings": batch.manifest.files,
             f"Version {champion.version.number} was trained on": champion.manifest.files,
         },
-        lineage=_lineage(settings, _versions(findings)),
+        lineage=_lineage(settings, findings.training, _versions(findings)),
     )
+    facts = _in_words_of(findings.training, facts)
     return replace(facts, **_facts_of_features(findings, batch))
+
+
+def _in_words_of(training: Training, facts: CycleFacts) -> CycleFacts:
+    """Let the training module say what the metric is called, and what it counts."""
+    return replace(
+        facts,
+        error_name=training.error_name,
+        unit=training.error_unit,
+        counted_things=training.counted_things,
+        described_things=training.described_things,
+        features_in_words=training.features_in_words,
+    )
 
 
 def _facts_of_features(findings: Findings, batch: Batch) -> dict[str, Any]:
     """Return what changed in the data, and what the challenger relies on."""
     import pandas as pd
 
-    import train_classification_model as training
-
-    new = pd.concat([training.track_features(one.rows) for one in batch.files])
-    old = _known_features(findings)
-    facts: dict[str, Any] = {"features_in_words": training.FEATURES_IN_WORDS}
-    if old is not None:
-        facts["shifts"] = cycle_report.feature_shifts(old, new)
-    if findings.challenger is not None:
+    facts: dict[str, Any] = {}
+    describe = findings.training.feature_table
+    if describe is not None:
+        old = _known_features(findings, describe)
+        if old is not None:
+            new = pd.concat([describe(one.rows) for one in batch.files])
+            facts["shifts"] = cycle_report.feature_shifts(old, new)
+    if findings.challenger is not None and findings.challenger.result.importance is not None:
         table = findings.challenger.result.importance.sort_values("mean", ascending=False)
         facts["importances"] = [
             cycle_report.FeatureImportance(str(feature), float(mean), float(deviation))
@@ -292,22 +307,21 @@ def _facts_of_features(findings: Findings, batch: Batch) -> dict[str, Any]:
     return facts
 
 
-def _known_features(findings: Findings) -> pd.DataFrame | None:
-    """Return the tracks that production was trained on, as far as their files are there."""
+def _known_features(
+    findings: Findings, describe: Callable[[pd.DataFrame], pd.DataFrame]
+) -> pd.DataFrame | None:
+    """Return the features that production was trained on, as far as the files are there."""
     import pandas as pd
 
-    import train_classification_model as training
-
-    trained_on = findings.champion.manifest.names
-    if findings.challenger is not None:
+    settings, trained_on = findings.settings, findings.champion.manifest.names
+    features = findings.challenger.result.features if findings.challenger else None
+    if findings.challenger is not None and features is not None:
         names = findings.challenger.manifest.names
-        features = findings.challenger.result.features
         known = features[features.index.isin([names[one] for one in trained_on if one in names])]
         return known if len(known) else None
-    folder = findings.settings.used_gts
-    names = gts_folder.hashes_in(folder)
+    names = gts_folder.hashes_in(settings.used_gts)
     tables = [
-        training.track_features(training.read_ground_truth(folder / names[sha256]))
+        describe(findings.training.read(settings.used_gts / names[sha256], settings.max_file_mb)[0])
         for sha256 in trained_on
         if sha256 in names
     ]
@@ -325,13 +339,11 @@ def _versions(findings: Findings) -> dict[str, object]:
     return {**versions, "run ModelMonitoring": findings.monitoring_run}
 
 
-def _lineage(settings: Settings, versions: Mapping[str, object]) -> dict[str, Any]:
-    import mlflow
-
-    import train_classification_model as training
-
-    packages = {"mlflow": mlflow.__version__, **training.package_versions()}
-    scripts = sorted(Path(__file__).resolve().parent.glob("*.py"))
+def _lineage(
+    settings: Settings, training: Training, versions: Mapping[str, object]
+) -> dict[str, Any]:
+    packages = dict(one.split("==") for one in model_registry.requirements(training))
+    scripts = sorted({*Path(__file__).resolve().parent.glob("*.py"), training.path})
     return {
         "Versions and runs": versions,
         "Settings of the verdict": settings.of_the_verdict(),

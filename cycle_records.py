@@ -20,12 +20,13 @@ from cycle_report import MonitoredBatch, RecordingResult
 from gts_folder import GroundTruthFile
 from model_registry import Manifest, ModelRegistry, RegisteredVersion, TrainingFile
 from pipeline_settings import Settings
+from training_module import ERROR, PREDICTED_COUNT, TRUE_COUNT
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from champion_gate import Verdict
-    from train_classification_model import TrainingResult
+    from training_module import TrainedModel, Training
 
 PART_ROWS = 500_000
 """Rows that are scored at once; about 50 MB, 100 recordings."""
@@ -64,6 +65,8 @@ class CycleResult:
         Why a person is needed; empty if nobody is; None if the registry was not asked.
     recordings
         The batch as both models count it; empty if it was not monitored.
+    unit
+        Of their errors.
     """
 
     outcome: Outcome
@@ -71,6 +74,7 @@ class CycleResult:
     facts: Mapping[str, Any]
     stuck: str | None = ""
     recordings: tuple[RecordingResult, ...] = ()
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,9 @@ class Monitoring:
     Parameters
     ----------
     errors
-        In the form of `count_errors`, one row per recording.
+        One row per recording.
     mean_error, interval_low, interval_high
-        Mean error in percent and its 95 % interval.
+        Mean error and its 95 % interval.
     """
 
     errors: pd.DataFrame
@@ -159,7 +163,7 @@ class Probation:
     version
         The one before.
     errors
-        Its own, in the form of `count_errors`.
+        Its own, one row per recording.
     verdict
         Whether that one is better; it stands in the challenger's place.
     """
@@ -183,14 +187,14 @@ class Challenger:
         In the registry; None in a dry run.
     """
 
-    result: TrainingResult
+    result: TrainedModel
     manifest: Manifest
     version: RegisteredVersion | None
 
     @property
     def out_of_fold(self) -> dict[str, float]:
-        """SHA-256 of a recording -> error in percent by a model that never saw it."""
-        errors = self.result.out_of_fold["error_percent"]
+        """SHA-256 of a recording -> error by a model that never saw it."""
+        errors = self.result.out_of_fold[ERROR]
         return {
             one.sha256: float(errors[one.name])
             for one in self.manifest.files
@@ -208,6 +212,8 @@ class Findings:
         Of this home.
     registry
         Where the runs are.
+    training
+        The training module.
     champion
         The production model when the cycle began.
     history
@@ -222,6 +228,7 @@ class Findings:
 
     settings: Settings
     registry: ModelRegistry
+    training: Training
     champion: Champion
     history: Sequence[MonitoredBatch] = ()
     batch: Batch | None = None
@@ -241,7 +248,7 @@ class Findings:
         """Return the batch as production and, once there is a verdict, the other model count it."""
         if self.batch is None or self.monitoring is None:
             return ()
-        champion, other = self.monitoring.errors, None
+        production, other = self.monitoring.errors, None
         if self.lost_probation:
             other = self.lost_probation.errors
         elif self.challenger and self.verdict:
@@ -250,15 +257,20 @@ class Findings:
             other = self.challenger.result.out_of_fold.loc[list(of_batch)].rename(of_batch)
         return tuple(
             RecordingResult(
-                one.name,
-                int(champion["true_count"][one.name]),
-                int(champion["predicted_count"][one.name]),
-                float(champion["error_percent"][one.name]),
-                None if other is None else int(other["predicted_count"][one.name]),
-                None if other is None else float(other["error_percent"][one.name]),
+                name=one.name,
+                true_count=_count(production, TRUE_COUNT, one.name),
+                champion_count=_count(production, PREDICTED_COUNT, one.name),
+                champion_error=float(production[ERROR][one.name]),
+                challenger_count=_count(other, PREDICTED_COUNT, one.name),
+                challenger_error=None if other is None else float(other[ERROR][one.name]),
             )
             for one in self.batch.files
         )
+
+
+def _count(errors: pd.DataFrame | None, column: str, name: str) -> int | None:
+    """Return a count of a recording; None without a model, or where nothing is counted."""
+    return None if errors is None or column not in errors else int(errors[column][name])
 
 
 # --- What MLflow keeps ---
@@ -298,15 +310,17 @@ def record_monitoring(
     draws the trend of production by itself, and its value is still this batch's.
     """
     errors = monitoring.errors
-    bias = errors["predicted_count"] - errors["true_count"]
+    bias = {}
+    if TRUE_COUNT in errors and PREDICTED_COUNT in errors:
+        bias["mean_count_bias"] = float((errors[PREDICTED_COUNT] - errors[TRUE_COUNT]).mean())
     with registry.run(model_registry.MONITORING_RUN, tags) as run_id:
         registry.log_numbers(
             {
                 "mean_error_low": monitoring.interval_low,
                 "mean_error_high": monitoring.interval_high,
-                "max_error": float(errors["error_percent"].max()),
-                "mean_count_bias": float(bias.mean()),
+                "max_error": float(errors[ERROR].max()),
                 "recordings": len(errors),
+                **bias,
             },
             settings.for_the_run(),
         )
@@ -347,7 +361,7 @@ def training_manifest(hashes: Mapping[str, str], row_counts: Mapping[str, int]) 
 def record_training(
     registry: ModelRegistry,
     settings: Settings,
-    result: TrainingResult,
+    result: TrainedModel,
     manifest: Manifest,
     batch: Batch,
 ) -> None:
@@ -370,8 +384,8 @@ def record_training(
     registry.log_numbers(
         {
             "mean_error": result.mean_error,
-            "max_error": float(out_of_fold["error_percent"].max()),
-            "in_sample_mean_error": float(in_sample["error_percent"].mean()),
+            "max_error": float(out_of_fold[ERROR].max()),
+            "in_sample_mean_error": float(in_sample[ERROR].mean()),
             "recordings": len(out_of_fold),
         },
         {**settings.for_the_run(), "model": type(result.model).__name__},
@@ -382,30 +396,6 @@ def record_training(
     errors = Challenger(result, manifest, None).out_of_fold
     registry.log_file(json.dumps(errors, indent=1).encode(), model_registry.OUT_OF_FOLD_FILE)
     _log_data_quality(registry, result.data_quality)
-
-
-def packaging(input_example: pd.DataFrame) -> dict[str, Any]:
-    """Return how a model of the training module is stored, for `ModelRegistry.register`.
-
-    Parameters
-    ----------
-    input_example
-        A few rows as the model takes them.
-    """
-    import mlflow
-
-    import train_classification_model as training
-
-    versions = {"mlflow": mlflow.__version__, **training.package_versions()}
-    return {
-        "input_example": input_example,
-        "optional_columns": training.MODEL_OPTIONAL_COLUMNS,
-        "packaging": {
-            "pip_requirements": [f"{name}=={version}" for name, version in versions.items()],
-            "code_paths": [training.__file__],
-            "skops_trusted_types": list(training.TRUSTED_TYPES),
-        },
-    }
 
 
 def record_outcome(registry: ModelRegistry, monitoring_run: str, result: CycleResult) -> None:
@@ -512,31 +502,29 @@ def stuck_text(settings: Settings, production: int, lost_batches: Collection[str
     )
 
 
-def healthy(
-    settings: Settings, champion: Champion, batch: Batch, monitoring: Monitoring
-) -> CycleResult:
+def healthy(findings: Findings, batch: Batch, monitoring: Monitoring) -> CycleResult:
     """Production is good enough.
 
     Parameters
     ----------
-    settings
-        Name the limit.
-    champion
-        The production model.
+    findings
+        Of the cycle: its settings, the metric and the production model.
     batch
         The new recordings.
     monitoring
-        Its errors on them.
+        Production's errors on them.
     """
+    settings, unit = findings.settings, findings.training.error_unit
+    production = findings.champion.version.number
     limit = "the lower end may be at most" if settings.decide == "bound" else "at most"
     return CycleResult(
         Outcome.HEALTHY,
-        f"healthy: production version {champion.version.number} errs by "
-        f"{monitoring.mean_error:.1f} % (95 % interval {monitoring.interval_low:.1f} to "
+        f"healthy: production version {production} errs by "
+        f"{monitoring.mean_error:.1f} {unit} (95 % interval {monitoring.interval_low:.1f} to "
         f"{monitoring.interval_high:.1f}) on {len(batch.files)} new recordings, {limit} "
-        f"{settings.threshold:g} %{' is allowed' if limit == 'at most' else ''}",
+        f"{settings.threshold:g} {unit}{' is allowed' if limit == 'at most' else ''}",
         {
-            "production": champion.version.number,
+            "production": production,
             "recordings": len(batch.files),
             "mean_error": monitoring.mean_error,
             "mean_error_interval": [monitoring.interval_low, monitoring.interval_high],
@@ -631,22 +619,28 @@ def rolled_back(
     )
 
 
-def recordings_table(recordings: Sequence[RecordingResult]) -> str:
+def recordings_table(recordings: Sequence[RecordingResult], unit: str) -> str:
     """Return the recordings of a batch as lines for a terminal, the worst first.
 
     Parameters
     ----------
     recordings
         As both models count them.
+    unit
+        Of their errors.
     """
     width = max(len("recording"), *(len(cycle_report.visible(one.name)) for one in recordings))
     lines = [f"{'recording':<{width}}  true  production    error  challenger    error"]
     for one in sorted(recordings, key=lambda one: -one.champion_error):
         line = (
-            f"{cycle_report.visible(one.name):<{width}}  {one.true_count:>4}  "
-            f"{one.champion_count:>10}  {one.champion_error:>5.1f} %"
+            f"{cycle_report.visible(one.name):<{width}}  {_cell(one.true_count):>4}  "
+            f"{_cell(one.champion_count):>10}  {one.champion_error:>5.1f} {unit}"
         )
-        if one.challenger_count is not None:
-            line += f"  {one.challenger_count:>10}  {one.challenger_error:>5.1f} %"
+        if one.challenger_error is not None:
+            line += f"  {_cell(one.challenger_count):>10}  {one.challenger_error:>5.1f} {unit}"
         lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def _cell(count: int | None) -> str:
+    return "-" if count is None else str(count)

@@ -68,7 +68,7 @@ class MonitoredBatch:
     n_recordings
         Recordings of the batch.
     mean_error, interval_low, interval_high
-        Mean counting error in percent and its 95 % interval.
+        Mean error and its 95 % interval.
     outcome
         How that cycle ended.
     """
@@ -91,23 +91,23 @@ class RecordingResult:
     name
         Of its file.
     true_count
-        Real stems.
+        How many there really are; None where nothing is counted.
     champion_count, champion_error
-        Stems by the production model, and its counting error in percent.
+        How many there are by the production model, and its error.
     challenger_count, challenger_error
         The same for the challenger; None without one.
     """
 
     name: str
-    true_count: int
-    champion_count: int
+    true_count: int | None
+    champion_count: int | None
     champion_error: float
     challenger_count: int | None = None
     challenger_error: float | None = None
 
     @property
     def gain(self) -> float:
-        """Champion's error minus challenger's in percentage points; 0 without a challenger."""
+        """Champion's error minus challenger's; 0 without a challenger."""
         return 0.0 if self.challenger_error is None else self.champion_error - self.challenger_error
 
 
@@ -168,7 +168,11 @@ class CycleFacts:
     production
         The production version now.
     threshold
-        Largest mean error of a healthy model, in percent.
+        Largest mean error of a healthy model.
+    error_name, unit
+        The metric of all errors, and its unit.
+    counted_things, described_things
+        In the plural: what the error counts, if it does, and what has features.
     champion, challenger
         Versions that were compared.
     history
@@ -199,6 +203,10 @@ class CycleFacts:
     message: str
     production: str
     threshold: float
+    error_name: str = "error"
+    unit: str = "%"
+    counted_things: str = ""
+    described_things: str = "rows"
     champion: str = ""
     challenger: str = ""
     history: Sequence[MonitoredBatch] = ()
@@ -370,14 +378,15 @@ def draw(facts: CycleFacts) -> dict[str, Figure]:
     with _house_style("charts"):
         if len(facts.history) > 1:
             figures["error_over_time"] = _draw_history(facts)
-        if len(facts.recordings) > 1:
-            figures["true_and_predicted"] = _draw_counts(_worst(facts.recordings))
+        if len(facts.recordings) > 1 and _counted(facts):
+            shown = _worst(facts.recordings)
+            figures["true_and_predicted"] = _draw_counts(shown, facts.counted_things)
         if facts.verdict is not None and len(facts.recordings) > 1:
             figures["paired_differences"] = _draw_gains(facts, facts.verdict)
         if any(one.mean > 0 for one in facts.importances):
-            figures["importance"] = _draw_importances(facts.importances)
+            figures["importance"] = _draw_importances(facts)
         for number, shift in enumerate(facts.shifts):
-            figures[f"shift_{number}"] = _draw_shift(shift)
+            figures[f"shift_{number}"] = _draw_shift(shift, facts.described_things)
     return figures
 
 
@@ -416,7 +425,7 @@ def _draw_history(facts: CycleFacts) -> Figure:
     axes.set(xlim=(0.5, len(batches) + 0.9), ylim=(0, top))
     axes.axhline(facts.threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.text(
-        *(1.01, facts.threshold, f"threshold\n{facts.threshold:g} %"),
+        *(1.01, facts.threshold, f"threshold\n{facts.threshold:g} {facts.unit}"),
         transform=axes.get_yaxis_transform(),
         va="center",
         fontsize=9,
@@ -425,11 +434,19 @@ def _draw_history(facts: CycleFacts) -> Figure:
         axes.axvline(place, color=CHALLENGER, linewidth=1.2)
         _note(axes, text, (place, top), (-5, -2), color=CHALLENGER, ha="right", va="top")
     last = (places[-1], errors[-1])
-    _note(axes, f"{errors[-1]:.1f} %", last, (-7, 5), ha="right", weight="bold", fontsize=10)
+    _note(
+        axes,
+        f"{errors[-1]:.1f} {facts.unit}",
+        last,
+        (-7, 5),
+        ha="right",
+        weight="bold",
+        fontsize=10,
+    )
     step = -(-len(batches) // 4)
     shown = places[::-1][::step]
     axes.set_xticks(shown, [batches[place - 1].at[:10] for place in shown], fontsize=8.5)
-    axes.set(ylabel="mean counting error, %", xlabel="monitored batches, in order")
+    axes.set(ylabel=f"mean {facts.error_name}, {facts.unit}", xlabel="monitored batches, in order")
     axes.grid(axis="x", visible=False)
     return figure
 
@@ -449,11 +466,11 @@ def _worst(recordings: Sequence[RecordingResult]) -> list[RecordingResult]:
     return sorted(recordings, key=lambda one: (-one.champion_error, one.name))[:MOST_ROWS]
 
 
-def _draw_counts(recordings: Sequence[RecordingResult]) -> Figure:
+def _draw_counts(recordings: Sequence[RecordingResult], things: str) -> Figure:
     figure, axes = _blank(5.0, 3.7)
-    true = [one.true_count for one in recordings]
+    true = [one.true_count or 0 for one in recordings]
     judged = [one for one in recordings if one.challenger_count is not None]
-    counts = [one.champion_count for one in recordings]
+    counts = [one.champion_count or 0 for one in recordings]
     everything = [*true, *counts, *(one.challenger_count or 0 for one in judged)]
     margin = 0.1 * (max(everything) - min(everything)) + 1
     ends = [max(min(everything) - margin, 0), max(everything) + margin]
@@ -461,15 +478,15 @@ def _draw_counts(recordings: Sequence[RecordingResult]) -> Figure:
     middle = 0.25 * ends[0] + 0.75 * ends[1]
     _note(axes, "exactly right", (middle, middle), (8, -12), color=MUTED)
     axes.vlines(
-        [one.true_count for one in judged],
-        [one.champion_count for one in judged],
+        [one.true_count or 0 for one in judged],
+        [one.champion_count or 0 for one in judged],
         [one.challenger_count or 0 for one in judged],
         color=LINE,
         linewidth=1,
     )
     axes.scatter(true, counts, s=38, facecolors="none", edgecolors=CHAMPION, linewidths=1.6)
     axes.scatter(
-        [one.true_count for one in judged],
+        [one.true_count or 0 for one in judged],
         [one.challenger_count or 0 for one in judged],
         s=22,
         marker="s",
@@ -480,11 +497,11 @@ def _draw_counts(recordings: Sequence[RecordingResult]) -> Figure:
         axes.text(0.02, 0.9, "■ challenger", transform=axes.transAxes, va="top", color=CHALLENGER)
     for one in recordings[:3]:
         if one.champion_error > 0:
-            place = (one.true_count, one.champion_count)
-            above = one.champion_count > one.true_count
+            place = (one.true_count or 0, one.champion_count or 0)
+            above = place[1] > place[0]
             _note(axes, _label(one.name), place, (0, 7 if above else -14), ha="center")
     axes.set(xlim=ends, ylim=ends)
-    axes.set(xlabel="real stems of a recording", ylabel="counted stems")
+    axes.set(xlabel=f"real {things} of a recording", ylabel=f"counted {things}")
     return figure
 
 
@@ -516,13 +533,13 @@ def _draw_gains(facts: CycleFacts, verdict: Verdict) -> Figure:
         weight="bold",
         fontsize=10,
     )
-    axes.set_xlabel("production's error minus challenger's, percentage points")
+    axes.set_xlabel(f"production's error minus challenger's, {verdict.difference_unit}")
     axes.grid(axis="y", visible=False)
     return figure
 
 
-def _draw_importances(importances: Sequence[FeatureImportance]) -> Figure:
-    shown = importances[:SHOWN_IMPORTANCES][::-1]
+def _draw_importances(facts: CycleFacts) -> Figure:
+    shown = facts.importances[:SHOWN_IMPORTANCES][::-1]
     figure, axes = _blank(5.0, 0.8 + 0.24 * len(shown))
     places = list(range(len(shown)))
     means = [one.mean for one in shown]
@@ -540,12 +557,12 @@ def _draw_importances(importances: Sequence[FeatureImportance]) -> Figure:
         _note(axes, f"{one.mean:.2f}", (end, place), (5, 0), va="center")
     axes.margins(x=0.12)
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    axes.set_xlabel("more tracks judged wrongly, of 100")
+    axes.set_xlabel(f"more {facts.described_things} judged wrongly, of 100")
     axes.grid(axis="y", visible=False)
     return figure
 
 
-def _draw_shift(shift: FeatureShift) -> Figure:
+def _draw_shift(shift: FeatureShift, things: str) -> Figure:
     """Draw both distributions over the middle 98 % of their values."""
     import numpy as np
 
@@ -556,7 +573,7 @@ def _draw_shift(shift: FeatureShift) -> Figure:
         share = 100 * np.histogram(values, edges)[0] / len(values)
         axes.stairs(share, edges, color=colour, fill=filled, alpha=0.45 if filled else 1, lw=1.8)
     axes.set_ylim(bottom=0)
-    axes.set(xlabel="value, no unit", ylabel="tracks, %")
+    axes.set(xlabel="value", ylabel=f"{things}, %")
     axes.grid(axis="x", visible=False)
     axes.locator_params(nbins=5)
     return figure
@@ -679,16 +696,19 @@ def _tiles(facts: CycleFacts) -> str:
     tiles = []
     if facts.recordings:
         batch = facts.history[-1]
-        interval = f"95 % interval {batch.interval_low:.1f} to {batch.interval_high:.1f} %"
+        low, high = batch.interval_low, batch.interval_high
+        interval = f"95 % interval {low:.1f} to {high:.1f} {facts.unit}"
+        error = f"{batch.mean_error:.1f} {facts.unit}"
+        limit = f"{facts.threshold:g} {facts.unit}"
         tiles += [
-            (f"{batch.mean_error:.1f} %", f"error of version {batch.version}", interval),
-            (f"{facts.threshold:g} %", "threshold", "largest mean error of a healthy model"),
+            (error, f"error of version {batch.version}", interval),
+            (limit, "threshold", "largest mean error of a healthy model"),
         ]
         if facts.verdict is None:
             tiles.append((str(len(facts.recordings)), "new recordings", ""))
     if facts.verdict is not None:
         verdict = facts.verdict
-        error = f"{verdict.challenger_mean_error:.1f} %"
+        error = f"{verdict.challenger_mean_error:.1f} {facts.unit}"
         name = f"version {facts.challenger}" if facts.challenger else "the challenger"
         tiles += [
             (error, f"error of {name}", "on the same recordings, which it did not train on"),
@@ -709,17 +729,17 @@ def _over_time(facts: CycleFacts, figures: Mapping[str, Figure]) -> str:
     above = sum(not one.mean_error <= facts.threshold for one in batches)
     text = (
         f"{len(batches)} batches were monitored, {above} of them above the threshold of "
-        f"{facts.threshold:g} %."
+        f"{facts.threshold:g} {facts.unit}."
         if len(batches) > 1
-        else f"This is the first monitored batch: {batches[0].mean_error:.1f} %, "
-        f"threshold {facts.threshold:g} %."
+        else f"This is the first monitored batch: {batches[0].mean_error:.1f} {facts.unit}, "
+        f"threshold {facts.threshold:g} {facts.unit}."
     )
     changes = "; ".join(f"{what} after batch {place:.0f}" for place, what in _numbered(facts))
     alternative = (
-        f"Line chart of the mean counting error of production over {len(batches)} batches, from "
-        f"{batches[0].mean_error:.1f} to {batches[-1].mean_error:.1f} percent, with the threshold "
-        f"of {facts.threshold:g} percent. Changes of production: {changes or 'none'}. "
-        "The table below has all values."
+        f"Line chart of the mean {facts.error_name} of production over {len(batches)} batches, "
+        f"from {batches[0].mean_error:.1f} to {batches[-1].mean_error:.1f} {facts.unit}, with the "
+        f"threshold of {facts.threshold:g} {facts.unit}. Changes of production: "
+        f"{changes or 'none'}. The table below has all values."
     )
     table = _table(
         "Every monitored batch, the newest first",
@@ -728,8 +748,8 @@ def _over_time(facts: CycleFacts, figures: Mapping[str, Figure]) -> str:
             "date": WORD,
             "version": NUMBER,
             "recordings": NUMBER,
-            "mean error, %": NUMBER,
-            "95 % interval, %": NUMBER,
+            f"mean error, {facts.unit}": NUMBER,
+            f"95 % interval, {facts.unit}": NUMBER,
             "outcome": WORD,
         },
         [
@@ -762,39 +782,55 @@ def _by_recording(facts: CycleFacts, figures: Mapping[str, Figure]) -> str:
     if not facts.recordings:
         return ""
     judged = facts.verdict is not None
-    true = sum(one.true_count for one in facts.recordings)
-    counted = sum(one.champion_count for one in facts.recordings)
-    text = (
-        f"{len(facts.recordings)} recordings hold {true} real stems; production counts {counted} "
-        f"({_signed(counted - true, 0)})"
-    )
-    columns = {
-        "recording": WORDS,
-        "real stems": NUMBER,
-        "production": NUMBER,
-        "its error, %": NUMBER,
-    }
-    rows: list[list[object]] = [
-        [one.name, one.true_count, one.champion_count, f"{one.champion_error:.1f}"]
-        for one in _worst(facts.recordings)
-    ]
+    counted = _counted(facts)
+    columns = {"recording": WORDS}
+    if counted:
+        columns |= {f"real {facts.counted_things}": NUMBER, "production": NUMBER}
+    columns[f"production's error, {facts.unit}"] = NUMBER
     if judged:
-        by_challenger = sum(one.challenger_count or 0 for one in facts.recordings)
-        text += (
-            f", the challenger {by_challenger} ({_signed(by_challenger - true, 0)}), counted on "
-            "each recording by a model that did not train on it"
-        )
-        columns |= {"challenger": NUMBER, "error, %": NUMBER, "gain, points": NUMBER}
-        for row, one in zip(rows, _worst(facts.recordings), strict=True):
-            row += [one.challenger_count, f"{one.challenger_error:.1f}", _signed(one.gain)]
+        columns |= {"challenger": NUMBER} if counted else {}
+        columns |= {f"challenger's error, {facts.unit}": NUMBER, "gain": NUMBER}
+    rows = []
+    for one in _worst(facts.recordings):
+        row: list[object] = [one.name]
+        row += [one.true_count, one.champion_count] if counted else []
+        row.append(f"{one.champion_error:.1f}")
+        if judged:
+            row += [one.challenger_count] if counted else []
+            row += [f"{one.challenger_error:.1f}", _signed(one.gain)]
+        rows.append(row)
     alternative = (
-        "Scatter chart of counted against real stems, one point per recording and model; points "
-        "on the diagonal are exactly right. The table below has all values."
+        f"Scatter chart of counted against real {facts.counted_things}, one point per recording "
+        "and model; points on the diagonal are exactly right. The table below has all values."
     )
     return (
-        _paragraph(text + ".")
+        _paragraph(_sums(facts) if counted else f"{len(facts.recordings)} recordings.")
         + _chart(figures, "true_and_predicted", alternative)
-        + _table("Counts by recording, the worst of production first", columns, rows)
+        + _table("By recording, the worst of production first", columns, rows)
+    )
+
+
+def _counted(facts: CycleFacts) -> bool:
+    """Say whether the error is one of counts."""
+    return bool(facts.counted_things) and all(
+        one.true_count is not None and one.champion_count is not None for one in facts.recordings
+    )
+
+
+def _sums(facts: CycleFacts) -> str:
+    """Say how many things there are in all, and by which model."""
+    true = sum(one.true_count or 0 for one in facts.recordings)
+    by_production = sum(one.champion_count or 0 for one in facts.recordings)
+    text = (
+        f"{len(facts.recordings)} recordings hold {true} real {facts.counted_things}; production "
+        f"counts {by_production} ({_signed(by_production - true, 0)})"
+    )
+    if facts.verdict is None:
+        return f"{text}."
+    by_challenger = sum(one.challenger_count or 0 for one in facts.recordings)
+    return (
+        f"{text}, the challenger {by_challenger} ({_signed(by_challenger - true, 0)}), counted on "
+        "each recording by a model that did not train on it."
     )
 
 
@@ -835,12 +871,12 @@ def _differences(facts: CycleFacts, figures: Mapping[str, Figure]) -> str:
     text = (
         f"The challenger is closer to the truth on {better} recordings and farther from it on "
         f"{worse}; {len(facts.recordings) - better - worse} are alike. Mean gain "
-        f"{_signed(verdict.difference)} percentage points, 95 % interval {interval} (bootstrap "
-        "over recordings)."
+        f"{_signed(verdict.difference)} {verdict.difference_unit}, 95 % interval {interval} "
+        "(bootstrap over recordings)."
     )
     alternative = (
         f"Chart of the gain of the challenger on each recording, with the mean of "
-        f"{verdict.difference:.1f} points and its interval from {verdict.difference_low:.1f} to "
+        f"{verdict.difference:.1f} and its interval from {verdict.difference_low:.1f} to "
         f"{verdict.difference_high:.1f}. The table of the section before has the values as gain."
     )
     caption = "Right of 0 the challenger is better. Band: 95 % interval of the mean."
@@ -854,21 +890,21 @@ def _changed_data(facts: CycleFacts, figures: Mapping[str, Figure]) -> str:
 
     first = facts.shifts[0]
     text = (
-        f"{facts.features_in_words} {len(first.new)} new tracks against {len(first.trained_on)} "
-        f"that production was trained on. The most shifted feature is {first.feature} "
-        f"(distance {first.statistic:.2f})."
+        f"{facts.features_in_words} {len(first.new)} new {facts.described_things} against "
+        f"{len(first.trained_on)} that production was trained on. The most shifted feature is "
+        f"{first.feature} (distance {first.statistic:.2f})."
     )
     test = (
         "Test: two-sample Kolmogorov-Smirnov; its statistic is the largest distance of the two "
-        "cumulative distributions, 0 alike, 1 apart. Tracks of one recording are not independent, "
-        "so the p-values flatter: rank by the distance."
+        f"cumulative distributions, 0 alike, 1 apart. The {facts.described_things} of one "
+        "recording are not independent, so the p-values flatter: rank by the distance."
     )
     panels = [
         _chart(
             figures,
             f"shift_{number}",
-            f"Histogram of {one.feature} of new tracks against those trained on: distance "
-            f"{one.statistic:.2f}. The table below has the quantiles.",
+            f"Histogram of {one.feature} of new {facts.described_things} against those trained "
+            f"on: distance {one.statistic:.2f}. The table below has the quantiles.",
             f"<strong>{_text(one.feature)}</strong><br>distance {one.statistic:.2f}",
         )
         for number, one in enumerate(facts.shifts)
@@ -896,16 +932,16 @@ def _reliance(facts: CycleFacts, figures: Mapping[str, Figure]) -> str:
     if not facts.importances:
         return ""
     text = (
-        "Permutation importance: how many more of 100 tracks are judged wrongly when one feature "
-        "is shuffled, on tracks that the model was not trained on. Features that say the same can "
-        "stand in for each other, so a low value does not mean useless."
+        f"Permutation importance: how many more of 100 {facts.described_things} are judged wrongly "
+        "when one feature is shuffled, on those that the model was not trained on. Features that "
+        "say the same can stand in for each other, so a low value does not mean useless."
     )
     rows = [(one.feature, f"{one.mean:.2f}", f"{one.deviation:.2f}") for one in facts.importances]
     alternative = (
         f"Bar chart of permutation importance; the highest is {facts.importances[0].feature} with "
-        f"{facts.importances[0].mean:.2f} points. The table below has all values."
+        f"{facts.importances[0].mean:.2f}. The table below has all values."
     )
-    columns = {"feature": WORDS, "mean, points": NUMBER, "deviation over folds": NUMBER}
+    columns = {"feature": WORDS, "mean": NUMBER, "deviation over folds": NUMBER}
     return (
         _paragraph(text)
         + _chart(

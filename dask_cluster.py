@@ -13,9 +13,12 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline_settings import PipelineError, Settings, TryLaterError
+
+if TYPE_CHECKING:
+    from training_module import Training
 
 CONNECT_SECONDS = 10
 WORKERS_SECONDS = 10
@@ -28,7 +31,7 @@ logger = logging.getLogger("pipeline")
 
 
 @contextlib.contextmanager
-def joblib_backend(settings: Settings, training: Any) -> Iterator[Any]:
+def joblib_backend(settings: Settings, training: Training) -> Iterator[Any]:
     """Give the joblib backend of the settings, connected to its cluster if it has one.
 
     Parameters
@@ -36,18 +39,24 @@ def joblib_backend(settings: Settings, training: Any) -> Iterator[Any]:
     settings
         Name backend and scheduler.
     training
-        The training module; every worker gets this very file.
+        The training module; every worker gets its very file.
 
     Raises
     ------
     TryLaterError
         If scheduler or workers do not answer, or are lost.
     PipelineError
-        If dask is not installed, or the workers have other packages or do not see the recordings.
+        If dask is not installed, the module cannot use it, or the workers have other packages or
+        do not see the recordings.
     """
     if settings.backend == "local":
         yield "loky"
         return
+    if not training.takes("backend"):
+        raise PipelineError(
+            f"--backend dask: train_classification_model of {training.path.name} has no argument "
+            "backend; --backend local does without"
+        )
     try:
         import distributed
     except ImportError as error:
@@ -98,8 +107,10 @@ def _backend(client: Any) -> Any:
     return Backend(client=client)
 
 
-def _prepare_workers(client: Any, training: Any) -> None:
+def _prepare_workers(client: Any, training: Training) -> None:
     """Send the training module to every worker, and compare what it computes with."""
+    from importlib.metadata import version
+
     from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
 
     scheduler = client.scheduler.address
@@ -107,24 +118,26 @@ def _prepare_workers(client: Any, training: Any) -> None:
         client.wait_for_workers(1, timeout=WORKERS_SECONDS)
         # Under one name each: workers that join later get the last module only.
         for kind in (SchedulerUploadFile, UploadFile):  # the scheduler unpickles tasks, too
-            name = f"{kind.__name__} of the stem pipeline"
-            client.register_plugin(kind(training.__file__), name=name)
-        versions = client.run(training.package_versions)
+            name = f"{kind.__name__} of the pipeline"
+            client.register_plugin(kind(str(training.path)), name=name)
+        here = training.package_versions()
+        found = {name: client.run(version, name) for name in here}
     except (OSError, TimeoutError) as error:
         raise TryLaterError(
             f"no worker of the Dask scheduler {scheduler} answers; {REMEDY}"
         ) from error
-    here = training.package_versions()
-    for worker, there in versions.items():
+    workers = next(iter(found.values()))
+    for worker in workers:
+        there = {name: versions[worker] for name, versions in found.items() if worker in versions}
         _refuse_other_versions(worker, here, there)
-    logger.info("computing on %d Dask workers of %s", len(versions), scheduler)
+    logger.info("computing on %d Dask workers of %s", len(workers), scheduler)
 
 
 def _refuse_other_versions(worker: str, here: Mapping[str, str], there: Mapping[str, str]) -> None:
     other = [
         f"{name} {there[name]} instead of {version}"
         for name, version in here.items()
-        if there[name] != version
+        if there.get(name, version) != version
     ]
     if other:
         raise PipelineError(

@@ -18,15 +18,19 @@ import logging
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline_settings import PipelineError, Settings, TryLaterError
+
+if TYPE_CHECKING:
+    from training_module import Training
 
 LOCK_NAME = ".pipeline.lock"
 STATE_NAME = ".pipeline_state.json"
@@ -414,7 +418,65 @@ class Intake:
         return hash_bytes("\n".join(sorted(one.sha256 for one in self.files)).encode())[:16]
 
 
-def take_in(settings: Settings, training: Any, trained_on: Mapping[str, str]) -> Intake:
+class UnusableFile(ValueError):
+    """A file that is not even read.
+
+    Parameters
+    ----------
+    what
+        What is wrong.
+    remedy
+        What to do about it.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}; {remedy}")
+        self.what = what
+        self.remedy = remedy
+
+
+def read_regular_file(path: Path, max_file_mb: float) -> bytes:
+    """Return the content of a regular file, without following a link or waiting for a pipe.
+
+    Parameters
+    ----------
+    path
+        The file.
+    max_file_mb
+        Largest size in megabytes (10^6 bytes).
+
+    Raises
+    ------
+    UnusableFile
+        For anything that is not a readable regular file of at most that size.
+    """
+    not_a_file = UnusableFile("is not a regular file", "put one CSV per recording there")
+    limit = int(max_file_mb * 1e6)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            what, remedy = "is a symbolic link", "put the file itself into the folder"
+            raise UnusableFile(what, remedy) from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            what, remedy = "is not readable", "give the pipeline's user the right to read it"
+            raise UnusableFile(what, remedy) from error
+        if error.errno == errno.ENXIO:
+            raise not_a_file from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise not_a_file
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            content = stream.read(limit + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > limit:
+        raise UnusableFile(f"is larger than {max_file_mb:g} MB", "split it or raise --max-file-mb")
+    return content
+
+
+def take_in(settings: Settings, training: Training, trained_on: Mapping[str, str]) -> Intake:
     """Read every settled file of new_gts/; change nothing.
 
     Parameters
@@ -422,7 +484,7 @@ def take_in(settings: Settings, training: Any, trained_on: Mapping[str, str]) ->
     settings
         Names the folders and the size limit.
     training
-        The training module: its reader and what that raises for a bad file.
+        The training module: its reader.
     trained_on
         SHA-256 -> name of the files that production was trained on.
 
@@ -445,15 +507,15 @@ def take_in(settings: Settings, training: Any, trained_on: Mapping[str, str]) ->
             refusals.append(Refusal(path.name, f"has a name {problem}", "rename it"))
             continue
         try:
-            content = training.read_regular_file(path, settings.max_file_mb)
+            content = read_regular_file(path, settings.max_file_mb)
             sha256 = hash_bytes(content)
             if sha256 in known:
                 what = f"is a duplicate: same content as {known[sha256]}"
                 refusals.append(Refusal(path.name, what, "delete it"))
                 continue
-            rows = training.parse_ground_truth(content, path.name)
-        except training.InvalidGroundTruth as error:
-            refusals.append(Refusal(path.name, error.what, error.remedy))
+            rows = training.parse(content, path.name)
+        except (ValueError, LookupError) as error:
+            refusals.append(_refusal(path.name, error))
             continue
         known[sha256] = f"new_gts/{path.name}"
         n_rows += len(rows)
@@ -468,15 +530,21 @@ def _identity(rows: Any) -> Any:
     return rows
 
 
-def _read_again(settings: Settings, training: Any, name: str, sha256: str) -> Any:
+def _refusal(name: str, error: Exception) -> Refusal:
+    """Return what a reader says of a file, in two parts if it has them."""
+    what = getattr(error, "what", None) or f"cannot be read: {type(error).__name__}: {error}"
+    return Refusal(name, what, getattr(error, "remedy", "correct the file"))
+
+
+def _read_again(settings: Settings, training: Training, name: str, sha256: str) -> Any:
     changed = TryLaterError(f"{name} changed while the cycle ran; the next run reads it")
     try:
-        content = training.read_regular_file(settings.new_gts / name, settings.max_file_mb)
-    except (FileNotFoundError, training.InvalidGroundTruth) as error:
+        content = read_regular_file(settings.new_gts / name, settings.max_file_mb)
+    except (FileNotFoundError, UnusableFile) as error:
         raise changed from error
     if hash_bytes(content) != sha256:
         raise changed
-    return training.parse_ground_truth(content, name)
+    return training.parse(content, name)
 
 
 def _problem_of_name(name: str) -> str:

@@ -19,18 +19,21 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gts_folder import hash_bytes, hash_file, sync_folder
+from packaged_model import PackagedModel, needs_other_code
 from pipeline_settings import PipelineError, Settings, TryLaterError
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
     from mlflow.entities import Run
+
+    from training_module import Training
 
 PRODUCTION = "production"
 PREVIOUS = "previous_production"
@@ -73,6 +76,10 @@ TAG_REASONS = "verdict_reasons"
 TAG_RECORDINGS = "verdict_recordings"
 TAG_ARTIFACT_HASH = "artifact_sha256"
 TAG_MANIFEST_HASH = "manifest_sha256"
+TAG_MODULE = "training_module"
+TAG_CODE = "training_code_sha256"
+TAG_METRIC = "error_name"
+TAG_UNIT = "error_unit"
 
 VERDICT_PROMOTE = "promote"
 VERDICT_REJECT = "reject"
@@ -84,6 +91,8 @@ EVENT_PROBATION = "probation"
 OUTCOME_OF_EVENT = {EVENT_PROMOTION: "promoted", EVENT_PROBATION: "rolled_back"}
 METRIC_BEFORE = "mean_error_before"
 METRIC_AFTER = "mean_error_after"
+OLDER_UNIT = "%"
+"""Of the errors of runs that do not name it."""
 
 HEALTH_SECONDS = 2.0
 DATABASE_SECONDS = 6
@@ -138,8 +147,8 @@ class Change:
         One of the events above; a registry of an older pipeline may have none.
     old, new
         Numbers of the versions; None where there was no production before.
-    mean_error_before, mean_error_after
-        Of both versions on the same recordings, in percent; None where nothing was measured.
+    mean_error_before, mean_error_after, unit
+        Of both versions on the same recordings; None where nothing was measured.
     who
         User, machine, and whether a person sat at a terminal.
     why
@@ -152,6 +161,7 @@ class Change:
     new: int
     mean_error_before: float | None
     mean_error_after: float | None
+    unit: str
     who: str
     why: str
 
@@ -683,6 +693,7 @@ class ModelRegistry:
                 new=int(run.data.tags[TAG_TO]),
                 mean_error_before=run.data.metrics.get(METRIC_BEFORE),
                 mean_error_after=run.data.metrics.get(METRIC_AFTER),
+                unit=run.data.tags.get(TAG_UNIT, OLDER_UNIT),
                 who=run.data.tags.get(TAG_WHO, ""),
                 why=run.data.tags.get(TAG_WHY, ""),
             )
@@ -766,15 +777,16 @@ class ModelRegistry:
                 ) from error
             yield Path(path)
 
-    def load(self, version: RegisteredVersion, trusted_types: tuple[str, ...]) -> Any:
-        """Load a version's model without running any code of its files.
+    def load(self, version: RegisteredVersion, training: Training) -> Any:
+        """Load a version's model, without running any code of its files in this process.
 
         Parameters
         ----------
         version
             Carries the digest that its files must have.
-        trusted_types
-            The only types that they may hold beyond skops' own list.
+        training
+            The present module: its trusted types are the only ones beyond skops' own list. A
+            version that other code made predicts in a process of its own.
 
         Raises
         ------
@@ -790,14 +802,18 @@ class ModelRegistry:
                     f"version {version.number} holds no {MODEL_FILE}; a pickle runs code when it "
                     "is loaded: --allow-pickle if you trust whoever wrote it"
                 )
-            return _load_skops(folder / MODEL_FILE, version.number, trusted_types)
+            environment = self._settings.champion_env
+            if needs_other_code(folder, training, requirements(training), environment):
+                logger.info("version %d predicts with its own code", version.number)
+                return PackagedModel(folder, version.number, environment)
+            return _load_skops(folder / MODEL_FILE, version.number, training.trusted_types)
 
-    def load_and_try(self, version: RegisteredVersion, trusted_types: tuple[str, ...]) -> Any:
+    def load_and_try(self, version: RegisteredVersion, training: Training) -> Any:
         """Load a version's model and let it predict the example that is stored with it.
 
         Parameters
         ----------
-        version, trusted_types
+        version, training
             As for `load`.
 
         Raises
@@ -807,7 +823,7 @@ class ModelRegistry:
         """
         import pandas as pd
 
-        model = self.load(version, trusted_types)
+        model = self.load(version, training)
         with self._downloaded(version) as folder:
             example = json.loads((folder / "input_example.json").read_bytes())
         rows = pd.DataFrame(example["data"], columns=example["columns"])
@@ -862,14 +878,20 @@ class ModelRegistry:
             )
         return Manifest.from_bytes(content)
 
-    def out_of_fold_errors(self, version: RegisteredVersion) -> dict[str, float]:
-        """Return SHA-256 of a recording -> error of a model that never saw it, in percent.
+    def out_of_fold_errors(
+        self, version: RegisteredVersion, training: Training
+    ) -> dict[str, float]:
+        """Return SHA-256 of a recording -> error of a model that never saw it.
 
         Parameters
         ----------
         version
             Any; empty for one that carries no such errors.
+        training
+            The present module; empty if the errors were counted by another metric.
         """
+        if version.tags.get(TAG_METRIC, training.error_name) != training.error_name:
+            return {}
         content = self._run_artifact(version.run_id, OUT_OF_FOLD_FILE)
         return {} if content is None else dict(json.loads(content))
 
@@ -1043,8 +1065,7 @@ class ModelRegistry:
         *,
         run_id: str,
         input_example: pd.DataFrame,
-        optional_columns: Collection[str],
-        packaging: Mapping[str, Any],
+        training: Training,
         manifest: Manifest,
         tags: Mapping[str, str],
     ) -> RegisteredVersion:
@@ -1058,10 +1079,8 @@ class ModelRegistry:
             The open run.
         input_example
             A few rows as the model takes them; the signature has their columns and types.
-        optional_columns
-            Columns that the model can do without.
-        packaging
-            Requirements, code paths and trusted types for `log_model`.
+        training
+            The module that made the model; its file is stored with it.
         manifest
             What it was trained on.
         tags
@@ -1072,15 +1091,18 @@ class ModelRegistry:
         The client repeats a POST whose reply was lost; of versions with one cycle id only the
         one returned stays.
         """
+        training.check_unchanged()
         content = manifest.to_bytes()
         self.log_file(content, MANIFEST_FILE)
         logged = self._mlflow.sklearn.log_model(
             model,
             name="model",
             serialization_format="skops",
-            signature=_signature(input_example, optional_columns),
+            signature=_signature(input_example, model.predict(input_example), training),
             input_example=input_example,
-            **packaging,
+            pip_requirements=requirements(training),
+            code_paths=[str(training.path)],
+            skops_trusted_types=list(training.trusted_types),
         )
         location = self._client.get_logged_model(logged.model_id).artifact_location
         run_location = self._client.get_run(run_id).info.artifact_uri
@@ -1095,6 +1117,9 @@ class ModelRegistry:
                 **tags,
                 TAG_ARTIFACT_HASH: self._digest_at(location),
                 TAG_MANIFEST_HASH: hash_bytes(content),
+                TAG_MODULE: training.name,
+                TAG_CODE: training.code_sha256,
+                TAG_METRIC: training.error_name,
             },
         )
         for twin in self._versions_with({TAG_CYCLE: tags[TAG_CYCLE]}):
@@ -1301,17 +1326,34 @@ def folder_digest(folder: Path) -> str:
     return hash_bytes("\n".join(lines).encode())
 
 
-def _signature(example: pd.DataFrame, optional_columns: Collection[str]) -> Any:
-    """Return columns with their types in, one boolean per row out."""
+def requirements(training: Training) -> list[str]:
+    """Return what a model of a training module is stored with: pinned packages.
+
+    Parameters
+    ----------
+    training
+        Names them.
+    """
+    import mlflow
+
+    versions = {"mlflow": mlflow.__version__, **training.package_versions()}
+    return [f"{name}=={version}" for name, version in versions.items()]
+
+
+def _signature(example: pd.DataFrame, predicted: Any, training: Training) -> Any:
+    """Return columns with their types in, one prediction per row out."""
+    import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    kinds = {"i": "long", "f": "double", "b": "boolean"}
+    def kind(dtype: Any) -> str:
+        return {"i": "long", "f": "double", "b": "boolean"}.get(dtype.kind, "string")
+
     columns = [
-        ColSpec(kinds.get(dtype.kind, "string"), name, required=name not in optional_columns)
+        ColSpec(kind(dtype), name, required=name not in training.optional_columns)
         for name, dtype in example.dtypes.items()
     ]
-    return ModelSignature(Schema(columns), Schema([ColSpec("boolean")]))
+    return ModelSignature(Schema(columns), Schema([ColSpec(kind(np.asarray(predicted).dtype))]))
 
 
 def _load_skops(path: Path, number: int, trusted_types: tuple[str, ...]) -> Any:

@@ -3,7 +3,7 @@
 0. Tidy: finish what an interrupted cycle left.
 1. Trigger: enough new ground truth files?
 2. Monitor: score the production model on them; a new one is on probation.
-3. Decide: is its mean counting error above the threshold?
+3. Decide: is its mean error above the threshold?
 4. Retrain on the old and the new recordings.
 5. Compare champion and challenger on recordings that neither was trained on.
 6. Promote the challenger if it is really better.
@@ -67,12 +67,12 @@ from pipeline_settings import (
     TryLaterError,
     check_home,
 )
+from training_module import ERROR, TrainedModel, Training, load_training_module
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from champion_gate import Verdict
-    from train_classification_model import TrainingResult
 
 logger = logging.getLogger("pipeline")
 
@@ -89,20 +89,22 @@ def _step(name: str, *values: Any) -> None:
 # --- 1. Trigger ---
 
 
-def take_in_batch(settings: Settings, champion: Champion, *, dry_run: bool) -> Batch:
+def take_in_batch(
+    settings: Settings, training: Training, champion: Champion, *, dry_run: bool
+) -> Batch:
     """Read the new files once; invalid ones and duplicates leave the batch.
 
     Parameters
     ----------
     settings
         Name the folders.
+    training
+        The training module: its reader.
     champion
         What it was trained on is not new.
     dry_run
         Only say which files are bad.
     """
-    import train_classification_model as training
-
     intake = gts_folder.take_in(settings, training, champion.manifest.names)
     if dry_run:
         for refusal in intake.refusals:
@@ -116,26 +118,28 @@ def take_in_batch(settings: Settings, champion: Champion, *, dry_run: bool) -> B
 # --- 2. Monitor ---
 
 
-def load_champion(registry: ModelRegistry) -> Champion:
+def load_champion(registry: ModelRegistry, training: Training) -> Champion:
     """Load the production model, verified.
 
     Parameters
     ----------
     registry
         Where it is.
+    training
+        The training module. A champion that other code made predicts with its own.
     """
-    import train_classification_model as training
-
     version = registry.champion()
-    model = registry.load(version, training.TRUSTED_TYPES)
+    model = registry.load(version, training)
     return Champion(version, model, registry.manifest(version))
 
 
-def monitor(champion: Champion, batch: Batch) -> Monitoring:
+def monitor(training: Training, champion: Champion, batch: Batch) -> Monitoring:
     """Score the production model on the new recordings.
 
     Parameters
     ----------
+    training
+        The training module: its metric.
     champion
         The production model.
     batch
@@ -143,30 +147,20 @@ def monitor(champion: Champion, batch: Batch) -> Monitoring:
     """
     import champion_gate
 
-    errors = _score(champion.model, batch)
-    low, high = champion_gate.mean_interval(errors["error_percent"])
-    return Monitoring(errors, float(errors["error_percent"].mean()), low, high)
+    errors = _score(training, champion.model, batch)
+    low, high = champion_gate.mean_interval(errors[ERROR])
+    return Monitoring(errors, float(errors[ERROR].mean()), low, high)
 
 
-def end_probation(
-    settings: Settings,
-    registry: ModelRegistry,
-    champion: Champion,
-    monitoring: Monitoring,
-    batch: Batch,
-) -> Probation | None:
+def end_probation(findings: Findings, monitoring: Monitoring, batch: Batch) -> Probation | None:
     """Compare a newly promoted version with the one before, when it first meets new recordings.
 
     Parameters
     ----------
-    settings
-        The gate's limits.
-    registry
-        Has the version before.
-    champion
-        The production model.
+    findings
+        Of the cycle: its settings, registry, training module and champion.
     monitoring
-        Its errors on the batch.
+        The champion's errors on the batch.
     batch
         The new recordings.
 
@@ -176,27 +170,24 @@ def end_probation(
         Whether the version before is better, by the standard of a promotion. None if the champion
         is not on probation, or if the version before can no longer be loaded.
     """
-    import train_classification_model as training
-
+    registry, training, champion = findings.registry, findings.training, findings.champion
     number = registry.on_probation_against(champion.version)
     if number is None:
         return None
     try:
         version = registry.version(number)
-        model, manifest = registry.load(version, training.TRUSTED_TYPES), registry.manifest(version)
+        model, manifest = registry.load(version, training), registry.manifest(version)
     except TryLaterError:
         raise
     except PipelineError as error:
         logger.warning("version %d has no probation: %s", champion.version.number, error)
         return None
-    errors = _score(model, batch)
+    errors = _score(training, model, batch)
     verdict = _judge(
-        champion,
-        monitoring.errors["error_percent"],
-        errors["error_percent"].reindex(monitoring.errors.index),
-        significance=settings.significance,
-        min_improvement=settings.min_improvement,
-        no_model_errors=_no_model_errors(batch, monitoring),
+        findings,
+        monitoring.errors[ERROR],
+        errors[ERROR].reindex(monitoring.errors.index),
+        no_model_errors=_no_model_errors(training, batch, monitoring),
         n_leaked=sum(one.sha256 in manifest.names for one in batch.files),
     )
     logger.info(
@@ -239,17 +230,11 @@ def roll_back(
     )
 
 
-def _score(model: Any, batch: Batch) -> pd.DataFrame:
+def _score(training: Training, model: Any, batch: Batch) -> pd.DataFrame:
     import pandas as pd
 
-    import train_classification_model as training
-
-    columns = [*training.MODEL_NUMBER_COLUMNS, *training.MODEL_OPTIONAL_COLUMNS]
-    errors = []
-    for part in batch.parts():
-        rows = pd.concat([one.rows for one in part], ignore_index=True)
-        errors.append(training.count_errors(rows, model.predict(rows[columns])))
-    return pd.concat(errors)
+    parts = (pd.concat([one.rows for one in part], ignore_index=True) for part in batch.parts())
+    return pd.concat([training.errors(model, rows) for rows in parts])
 
 
 # --- 3. Decide ---
@@ -273,21 +258,14 @@ def should_retrain(monitoring: Monitoring, settings: Settings) -> bool:
 
 
 def retrain(
-    settings: Settings,
-    registry: ModelRegistry,
-    batch: Batch,
-    tags: Mapping[str, str],
-    *,
-    dry_run: bool,
+    findings: Findings, batch: Batch, tags: Mapping[str, str], *, dry_run: bool
 ) -> Challenger:
     """Train a challenger on all recordings; in the run `ModelRetraining` unless it is a dry run.
 
     Parameters
     ----------
-    settings
-        Folds, seed and folders.
-    registry
-        Gets the run and the version.
+    findings
+        Of the cycle: its settings, training module, and the registry that gets the version.
     batch
         The new recordings, trained on together with used_gts/.
     tags
@@ -295,51 +273,50 @@ def retrain(
     dry_run
         Train, but record nothing.
     """
+    settings, registry, training = findings.settings, findings.registry, findings.training
     if dry_run:
-        result, manifest = _train(settings, batch, dry_run=True)
+        result, manifest = _train(settings, training, batch, dry_run=True)
         return Challenger(result, manifest, None)
     with registry.run(model_registry.RETRAINING_RUN, tags) as run_id:
-        result, manifest = _train(settings, batch, dry_run=False)
+        result, manifest = _train(settings, training, batch, dry_run=False)
         stop_request.obey()
         cycle_records.record_training(registry, settings, result, manifest, batch)
         version = registry.register(
             result.model,
             run_id=run_id,
+            input_example=result.input_example,
+            training=training,
             manifest=manifest,
             tags=tags,
-            **cycle_records.packaging(result.input_example),
         )
     logger.info("registered version %d", version.number)
     return Challenger(result, manifest, version)
 
 
-def _train(settings: Settings, batch: Batch, *, dry_run: bool) -> tuple[TrainingResult, Manifest]:
-    import train_classification_model as training
-
-    cache = FeatureCache(
-        settings.home, training.feature_version(), settings.cache_mb, read_only=dry_run
-    )
+def _train(
+    settings: Settings, training: Training, batch: Batch, *, dry_run: bool
+) -> tuple[TrainedModel, Manifest]:
+    version = training.feature_version()
+    cache = FeatureCache(settings.home, version, settings.cache_mb, read_only=dry_run)
     with (
         dask_cluster.joblib_backend(settings, training) as backend,
         gts_folder.training_folder(settings, batch.files) as (folder, hashes),
     ):
-        try:
-            result = training.train_classification_model(
-                folder,
-                n_folds=settings.n_folds,
-                random_state=settings.random_state,
-                n_jobs=settings.n_jobs,
-                backend=backend,
-                tables=cache if settings.cache_mb else None,
-            )
-        except (training.InvalidGroundTruth, training.TrainingError) as error:
-            raise PipelineError(f"cannot retrain: {error}") from error
+        result = training.train(
+            folder,
+            n_folds=settings.n_folds,
+            random_state=settings.random_state,
+            n_jobs=settings.n_jobs,
+            backend=backend,
+            tables=cache if version and settings.cache_mb else None,
+        )
     cache.trim()
     logger.info(
-        "trained on %d recordings, %d of them read before: mean error %.2f %% out of fold",
+        "trained on %d recordings, %d of them read before: mean error %.2f %s out of fold",
         len(hashes),
         cache.n_hits,
         result.mean_error,
+        training.error_unit,
     )
     return result, cycle_records.training_manifest(hashes, result.row_counts)
 
@@ -348,11 +325,10 @@ def _train(settings: Settings, batch: Batch, *, dry_run: bool) -> tuple[Training
 
 
 def compare(
-    settings: Settings,
+    findings: Findings,
     monitoring: Monitoring,
     challenger: Challenger,
     batch: Batch,
-    champion: Champion,
     champion_out_of_fold: Mapping[str, float],
     earlier_looks: Sequence[int],
 ) -> Verdict:
@@ -360,16 +336,14 @@ def compare(
 
     Parameters
     ----------
-    settings
-        The gate's limits.
+    findings
+        Of the cycle: its settings, training module and champion.
     monitoring
         The champion's errors on the batch.
     challenger
         Brings out-of-fold errors of every recording.
     batch
         The new recordings.
-    champion
-        The production model.
     champion_out_of_fold
         SHA-256 -> error of the champion's own cross-validation; may be empty.
     earlier_looks
@@ -380,57 +354,60 @@ def compare(
     held_out = challenger.out_of_fold
     used = sorted(set(champion_out_of_fold) & set(held_out) - {one.sha256 for one in batch.files})
     new = [batch.hashes[name] for name in monitoring.errors.index]
+    settings, manifest = findings.settings, findings.champion.manifest
     return _judge(
-        champion,
-        monitoring.errors["error_percent"],
+        findings,
+        monitoring.errors[ERROR],
         [held_out[sha256] for sha256 in new if sha256 in held_out],
-        significance=settings.significance,
         earlier_looks=earlier_looks,
         peeking=settings.peeking,
-        min_improvement=settings.min_improvement,
         max_regression=settings.max_regression,
-        no_model_errors=_no_model_errors(batch, monitoring),
+        no_model_errors=_no_model_errors(findings.training, batch, monitoring),
         used_errors=(
             np.array([champion_out_of_fold[sha256] for sha256 in used]),
             np.array([held_out[sha256] for sha256 in used]),
         )
         if used
         else None,
-        n_leaked=sum(one.sha256 in champion.manifest.names for one in batch.files),
+        n_leaked=sum(one.sha256 in manifest.names for one in batch.files),
     )
 
 
-def _judge(champion: Champion, *errors: Any, **limits: Any) -> Verdict:
+def _judge(findings: Findings, *errors: Any, **limits: Any) -> Verdict:
     """Ask the gate; where it cannot compare there is no promotion, but an error."""
     import champion_gate
 
     try:
-        return champion_gate.judge(*errors, **limits)
+        return champion_gate.judge(
+            *errors,
+            significance=findings.settings.significance,
+            min_improvement=findings.settings.min_improvement,
+            unit=findings.training.error_unit,
+            **limits,
+        )
     except champion_gate.NoVerdict as error:
         raise PipelineError(
-            f"no verdict, production stays version {champion.version.number}: {error}; "
+            f"no verdict, production stays version {findings.champion.version.number}: {error}; "
             "look at what the training module returned"
         ) from error
 
 
-def _no_model_errors(batch: Batch, monitoring: Monitoring) -> pd.Series[float]:
-    """Return the errors of taking every counted object as a stem, in the order of monitoring."""
+def _no_model_errors(
+    training: Training, batch: Batch, monitoring: Monitoring
+) -> pd.Series[float] | None:
+    """Return the errors without a model, in the order of monitoring; None if not applicable."""
     import pandas as pd
 
-    import train_classification_model as training
-
-    errors = pd.concat(
-        training.count_errors(one.rows, one.rows["counted"])["error_percent"] for one in batch.files
-    )
-    return errors.reindex(monitoring.errors.index)
+    errors = [training.errors_without_a_model(one.rows) for one in batch.files]
+    known = [table[ERROR] for table in errors if table is not None]
+    return pd.concat(known).reindex(monitoring.errors.index) if known else None
 
 
 # --- 6. Promote ---
 
 
 def promote(
-    registry: ModelRegistry,
-    champion: Champion,
+    findings: Findings,
     challenger: Challenger,
     batch: Batch,
     verdict: Verdict,
@@ -440,10 +417,9 @@ def promote(
 
     Parameters
     ----------
-    registry
-        Where it is registered.
-    champion
-        Must still be production.
+    findings
+        Of the cycle: its registry, its training module, and the champion that must still be
+        production.
     challenger
         Its registered model must predict what was trained.
     batch
@@ -458,14 +434,13 @@ def promote(
     PipelineError
         If the stored model differs, or somebody moved the alias.
     """
-    import train_classification_model as training
-
+    registry, training, champion = findings.registry, findings.training, findings.champion
     version = challenger.version
     if version is None:
         raise ValueError("a challenger of a dry run cannot be promoted")
-    stored = registry.load_and_try(version, training.TRUSTED_TYPES)
-    trained_errors, stored_errors = _score(challenger.result.model, batch), _score(stored, batch)
-    if not stored_errors.equals(trained_errors):
+    stored = registry.load_and_try(version, training)
+    trained_errors = _score(training, challenger.result.model, batch)
+    if not _score(training, stored, batch).equals(trained_errors):
         raise PipelineError(
             f"version {version.number} does not predict what was trained; production stays "
             f"version {champion.version.number}; check the artifact store"
@@ -522,8 +497,9 @@ def _triggered_cycle(settings: Settings, *, dry_run: bool, force: bool) -> Cycle
         return cycle_records.waiting(settings, n_names)
     _step("1. trigger: %d new files", n_names)
     registry = model_registry.open_registry(settings)
-    champion = load_champion(registry)
-    findings = Findings(settings, registry, champion)
+    training = load_training_module(settings)
+    champion = load_champion(registry, training)
+    findings = Findings(settings, registry, training, champion)
     if dry_run:
         result = _cycle(findings, "dry-run", dry_run=True, force=force)
     else:
@@ -532,31 +508,36 @@ def _triggered_cycle(settings: Settings, *, dry_run: bool, force: bool) -> Cycle
             cycle_pages.failure_explained(findings),
         ):
             result = _cycle(findings, cycle_id, dry_run=False, force=force)
-    return dataclasses.replace(result, recordings=findings.recordings())
+    return dataclasses.replace(result, recordings=findings.recordings(), unit=training.error_unit)
 
 
 def _cycle(findings: Findings, cycle_id: str, *, dry_run: bool, force: bool) -> CycleResult:
     """Run the steps; each is a function of its own section above."""
-    settings, registry, champion = findings.settings, findings.registry, findings.champion
-    batch = findings.batch = take_in_batch(settings, champion, dry_run=dry_run)
+    settings, registry = findings.settings, findings.registry
+    training, champion = findings.training, findings.champion
+    batch = findings.batch = take_in_batch(settings, training, champion, dry_run=dry_run)
     if len(batch.files) < settings.min_new_files:
         return cycle_records.waiting(settings, len(batch.files))
     same_question = {
         model_registry.TAG_BATCH: batch.fingerprint,
         model_registry.TAG_CHAMPION: str(champion.version.number),
-        model_registry.TAG_SETTINGS: settings.verdict_fingerprint(),
+        model_registry.TAG_SETTINGS: settings.verdict_fingerprint(training.code_sha256),
     }
     lost_batches = registry.lost_batches(champion.version)
     earlier = "" if force else registry.judged_before(same_question)
     if earlier:
         return cycle_records.already_judged(settings, champion, batch, earlier, lost_batches)
-    tags = {model_registry.TAG_CYCLE: cycle_id, **same_question}
+    tags = {
+        model_registry.TAG_CYCLE: cycle_id,
+        model_registry.TAG_UNIT: training.error_unit,
+        **same_question,
+    }
 
     _step("2. monitor: version %d on %d recordings", champion.version.number, len(batch.files))
     for name, note in batch.data_quality.items():
         logger.warning("data quality: %s: %s", name, note)
-    monitoring = findings.monitoring = monitor(champion, batch)
-    probation = findings.probation = end_probation(settings, registry, champion, monitoring, batch)
+    monitoring = findings.monitoring = monitor(training, champion, batch)
+    probation = findings.probation = end_probation(findings, monitoring, batch)
     if not dry_run:
         history = findings.history = cycle_pages.monitored_batches(registry, tags)
         findings.monitoring_run = cycle_records.record_monitoring(
@@ -572,23 +553,22 @@ def _cycle(findings: Findings, cycle_id: str, *, dry_run: bool, force: bool) -> 
             notifications.announce_change(settings, registry, cycle_id)
         return result
 
-    _step("3. decide: mean error %.2f %%", monitoring.mean_error)
+    _step("3. decide: mean error %.2f %s", monitoring.mean_error, training.error_unit)
     if not should_retrain(monitoring, settings):
-        result = cycle_records.healthy(settings, champion, batch, monitoring)
+        result = cycle_records.healthy(findings, batch, monitoring)
         cycle_pages.conclude(findings, result)
         return result
 
     _step("4. retrain on used_gts/ and new_gts/")
-    challenger = findings.challenger = retrain(settings, registry, batch, tags, dry_run=dry_run)
+    challenger = findings.challenger = retrain(findings, batch, tags, dry_run=dry_run)
 
     _step("5. compare champion and challenger on %d recordings", len(batch.files))
     verdict = findings.verdict = compare(
-        settings,
+        findings,
         monitoring,
         challenger,
         batch,
-        champion,
-        registry.out_of_fold_errors(champion.version),
+        registry.out_of_fold_errors(champion.version, training),
         registry.earlier_looks(champion.version),
     )
     result = cycle_records.judged(settings, champion, challenger, batch, verdict, lost_batches)
@@ -602,7 +582,7 @@ def _cycle(findings: Findings, cycle_id: str, *, dry_run: bool, force: bool) -> 
         return result
 
     _step("6. promote version %d", challenger.version.number)
-    promote(registry, champion, challenger, batch, verdict, tags)
+    promote(findings, challenger, batch, verdict, tags)
     cycle_pages.conclude(findings, result)
     notifications.announce_change(settings, registry, cycle_id)
 
@@ -624,7 +604,7 @@ TONES = {
 def _run_command(settings: Settings, options: argparse.Namespace) -> int:
     result = run_orchestrator(settings, dry_run=options.dry_run, force=options.force)
     if options.verbose and result.recordings:
-        sys.stderr.write(cycle_records.recordings_table(result.recordings))
+        sys.stderr.write(cycle_records.recordings_table(result.recordings, result.unit))
     if not options.quiet:
         facts = {
             "outcome": result.outcome.value,

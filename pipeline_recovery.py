@@ -16,6 +16,7 @@ import gts_folder
 import model_registry
 import notifications
 from pipeline_settings import PipelineError, Settings, TryLaterError, check_home
+from training_module import load_training_module
 
 logger = logging.getLogger("pipeline")
 
@@ -119,8 +120,6 @@ def rollback(settings: Settings, to: int | None) -> str:
     PipelineError
         If there is no such version, or it does not load or predict.
     """
-    import train_classification_model as training
-
     check_home(settings)
     with gts_folder.exclusive_lock(settings, "rollback"):
         tidy(settings)
@@ -133,7 +132,8 @@ def rollback(settings: Settings, to: int | None) -> str:
             raise PipelineError("there is no previous production version; name one with --to")
         if number == now:
             return f"version {number} is production already; nothing changed"
-        registry.load_and_try(registry.version(number), training.TRUSTED_TYPES)
+        training = load_training_module(settings)
+        registry.load_and_try(registry.version(number), training)
         with unfinished_until_done(settings, "rollback") as cycle_id:
             run_id = registry.promote(
                 number,

@@ -120,11 +120,24 @@ class Settings:
         environment="MLFLOW_TRACKING_URI",
     )
     model_name: str = _setting("StemClassifierPostprocessing", "registered model's name")
+    training_module: str = _setting(
+        "train_classification_model",
+        "the team's own logic: a module beside the scripts, or the path of a Python file",
+    )
+    champion_env: str = _setting(
+        "local",
+        "where a version predicts that other code made: local: with the installed packages; uv or "
+        "virtualenv: with those that it was registered with",
+        choices=("local", "uv", "virtualenv"),
+    )
     min_new_files: int = _setting(
         15, "new recordings that start a cycle", unit="files", at_least=1, at_most=100_000
     )
     threshold: float = _setting(
-        10.0, "retrain above this mean counting error", unit="percent", at_least=0, at_most=1000
+        10.0,
+        "retrain above this mean error, in the unit of the metric (percent)",
+        at_least=0,
+        at_most=100_000,
     )
     decide: str = _setting(
         "point",
@@ -144,14 +157,16 @@ class Settings:
         choices=("spend", "ignore"),
     )
     min_improvement: float = _setting(
-        0.0, "promote only above this gain", unit="percentage points", at_least=0, at_most=1000
+        0.0,
+        "promote only above this gain, in the unit of the metric (percentage points)",
+        at_least=0,
+        at_most=100_000,
     )
     max_regression: float = _setting(
         2.0,
-        "loss allowed on the old recordings",
-        unit="percentage points",
+        "loss allowed on the old recordings, in the unit of the metric (percentage points)",
         at_least=0,
-        at_most=1000,
+        at_most=100_000,
     )
     stuck_after: int = _setting(
         3, "batches lost by challengers in a row until a person is called", at_least=1, at_most=1000
@@ -211,6 +226,11 @@ class Settings:
                 f"--scheduler {self.scheduler!r}: --backend dask needs the address of a scheduler, "
                 f"beginning with {' or '.join(SCHEDULER_SCHEMES)}"
             )
+        if not self.training_file.stem.isidentifier():
+            raise UsageError(
+                f"--training-module {self.training_module!r}: must be the name of a module beside "
+                "the scripts or the path of a Python file"
+            )
         if self.n_jobs == 0:
             raise UsageError("--n-jobs 0: must be -1 or at least 1")
 
@@ -223,6 +243,14 @@ class Settings:
         choices = field.metadata["choices"]
         if choices and value not in choices:
             raise UsageError(f"{flag(field)} {value!r}: must be one of {', '.join(choices)}")
+
+    @property
+    def training_file(self) -> Path:
+        """The file of the training module."""
+        name = self.training_module
+        if name.endswith(".py") or "/" in name:
+            return Path(name).expanduser().resolve()
+        return Path(__file__).resolve().parent / f"{name}.py"
 
     @property
     def new_gts(self) -> Path:
@@ -275,9 +303,15 @@ class Settings:
             if field.name not in ("tracking_uri", "on_promotion", "on_attention")
         }
 
-    def verdict_fingerprint(self) -> str:
-        """Return a short hash of the settings that a verdict depends on."""
-        text = json.dumps(self.of_the_verdict(), sort_keys=True)
+    def verdict_fingerprint(self, code_sha256: str) -> str:
+        """Return a short hash of what a verdict depends on beside the recordings.
+
+        Parameters
+        ----------
+        code_sha256
+            Of the training module: an improved one is worth another try.
+        """
+        text = json.dumps([self.of_the_verdict(), code_sha256], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -304,7 +338,7 @@ def environment_variable(field: dataclasses.Field[Any]) -> str:
 
 
 def check_home(settings: Settings) -> None:
-    """Refuse a home folder that is not one, instead of creating it somewhere wrong.
+    """Refuse a home folder that is not one, and a training module that is not there.
 
     Parameters
     ----------
@@ -314,8 +348,14 @@ def check_home(settings: Settings) -> None:
     Raises
     ------
     PipelineError
-        If new_gts/ or used_gts/ is not there.
+        If new_gts/ or used_gts/ is not there: none is created somewhere wrong.
+    UsageError
+        If the training module's file is not there.
     """
+    if not settings.training_file.is_file():
+        raise UsageError(
+            f"--training-module {settings.training_module}: there is no {settings.training_file}"
+        )
     for folder in (settings.new_gts, settings.used_gts):
         if not folder.is_dir():
             raise PipelineError(

@@ -43,6 +43,7 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
             "at": as_local_time(run.info.start_time / 1000),
             "version": run.data.tags.get(model_registry.TAG_CHAMPION, ""),
             "mean_error": run.data.metrics.get("mean_error"),
+            "unit": run.data.tags.get(model_registry.TAG_UNIT, model_registry.OLDER_UNIT),
             "recordings": int(run.data.metrics.get("recordings", 0)),
             "outcome": run.data.tags.get(model_registry.TAG_OUTCOME, "interrupted"),
         }
@@ -92,7 +93,8 @@ def _degraded(cycles: Sequence[Mapping[str, Any]], champion: RegisteredVersion) 
     if latest.get("outcome") != "not_promoted" or latest["version"] != str(champion.number):
         return ""
     return (
-        f"degraded: production errs by {latest['mean_error']:.1f} % and no challenger "
+        f"degraded: production errs by {latest['mean_error']:.1f} {latest['unit']} and no "
+        "challenger "
         "was better; add recordings or improve the training module"
     )
 
@@ -127,11 +129,11 @@ def as_text(state: Mapping[str, Any]) -> str:
         errors = [one["mean_error"] for one in reversed(cycles)]
         lines.append(
             f"mean error, oldest first: {sparkline(errors)} "
-            f"{', '.join(f'{error:.1f}' for error in errors)} % (threshold "
-            f"{state['threshold']:g} %)"
+            f"{', '.join(f'{error:.1f}' for error in errors)} {cycles[0]['unit']} (threshold "
+            f"{state['threshold']:g} {cycles[0]['unit']})"
         )
     lines += [
-        f"cycle {one['at']}: version {one['version']} {one['mean_error']:.1f} % on "
+        f"cycle {one['at']}: version {one['version']} {one['mean_error']:.1f} {one['unit']} on "
         f"{one['recordings']} recordings, {one['outcome']}"
         for one in cycles
     ]
@@ -180,6 +182,7 @@ def history(settings: Settings) -> list[dict[str, Any]]:
             "to": one.new,
             "mean_error_before": one.mean_error_before,
             "mean_error_after": one.mean_error_after,
+            "unit": one.unit,
             "who": one.who,
             "why": one.why,
         }
@@ -188,7 +191,7 @@ def history(settings: Settings) -> list[dict[str, Any]]:
     production = registry.production_number()
     recorded = changes[0]["to"] if changes else None
     if production != recorded:
-        moved = dict.fromkeys(("at", "mean_error_before", "mean_error_after"))
+        moved = dict.fromkeys(("at", "mean_error_before", "mean_error_after", "unit"))
         why = "the alias was moved outside this pipeline"
         changes.insert(
             0,
@@ -213,7 +216,8 @@ def change_line(change: Mapping[str, Any]) -> str:
         One that `history` returned.
     """
     before, after = change["mean_error_before"], change["mean_error_after"]
-    errors = " -> ".join(f"{error:.1f} %" for error in (before, after) if error is not None)
+    measured = [error for error in (before, after) if error is not None]
+    errors = " -> ".join(f"{error:.1f} {change['unit']}" for error in measured)
     parts = [
         change["at"] or "time unknown",
         f"{change['from'] or '-'} -> {change['to'] or '-'}",

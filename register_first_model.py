@@ -32,6 +32,7 @@ import pipeline_recovery
 from command_line import OneLineParser, add_settings, print_result, run_command
 from model_registry import ModelRegistry
 from pipeline_settings import EXIT_DONE, PipelineError, Settings, check_home
+from training_module import ERROR, Training, load_training_module
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pipeline")
 
 USED_SETTINGS = (
-    *("home", "tracking_uri", "model_name", "max_file_mb", "random_state", "n_folds"),
+    *("home", "tracking_uri", "model_name", "training_module", "max_file_mb"),
+    *("random_state", "n_folds"),
     *("on_promotion", "hook_timeout"),
 )
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -79,7 +81,7 @@ def read_trusted_pickle(path: Path) -> bytes:
         return stream.read()
 
 
-def unpickle(content: bytes, path: Path) -> Any:
+def unpickle(content: bytes, path: Path, training: Training) -> Any:
     """Return the pickled model as one of raw rows.
 
     Parameters
@@ -88,6 +90,8 @@ def unpickle(content: bytes, path: Path) -> Any:
         The pickle.
     path
         For messages.
+    training
+        The training module, which knows what can be used.
 
     Raises
     ------
@@ -95,8 +99,6 @@ def unpickle(content: bytes, path: Path) -> Any:
         If it does not load or is no model that can be used.
     """
     import joblib
-
-    import train_classification_model as training
 
     try:
         model = joblib.load(io.BytesIO(content))
@@ -125,16 +127,15 @@ def register_first_model(settings: Settings, *, force: bool = False) -> str:
     PipelineError
         With one line for the operator; nothing is half changed.
     """
-    import train_classification_model as training
-
     check_home(settings)
-    path = settings.home / training.FIRST_MODEL_PATH
+    training = load_training_module(settings)
+    path = settings.home / training.first_model_path
     with gts_folder.exclusive_lock(settings, "register"):
         pipeline_recovery.tidy(settings)
         content = None
         if settings.database is not None and not settings.database.exists():
             content = read_trusted_pickle(path)
-            unpickle(content, path)
+            unpickle(content, path, training)
         model_registry.create_store(settings)
         registry = model_registry.open_registry(settings, create=True)
         production = registry.production_number()
@@ -142,37 +143,37 @@ def register_first_model(settings: Settings, *, force: bool = False) -> str:
             return f"version {production} is production already; nothing changed (--force replaces)"
         content = content or read_trusted_pickle(path)
         with pipeline_recovery.unfinished_until_done(settings, "register") as cycle_id:
-            number, mean_error = _register(registry, settings, content, path, cycle_id)
+            number, mean_error = _register(registry, settings, training, content, cycle_id)
+            measured = f"{mean_error:.1f} {training.error_unit} on used_gts/"
             registry.promote(
                 number,
                 replaces=production,
                 event=model_registry.EVENT_REGISTRATION,
-                why=f"first model {path.name}, {mean_error:.1f} % on used_gts/",
-                tags={model_registry.TAG_CYCLE: cycle_id},
+                why=f"first model {path.name}, {measured}",
+                tags={
+                    model_registry.TAG_CYCLE: cycle_id,
+                    model_registry.TAG_UNIT: training.error_unit,
+                },
                 mean_errors=(None, mean_error),
             )
             notifications.announce_change(settings, registry, cycle_id)
-    return f"registered version {number} as production: mean error {mean_error:.1f} % on used_gts/"
+    return f"registered version {number} as production: mean error {measured}"
 
 
 def _register(
-    registry: ModelRegistry, settings: Settings, content: bytes, path: Path, cycle_id: str
+    registry: ModelRegistry, settings: Settings, training: Training, content: bytes, cycle_id: str
 ) -> tuple[int, float]:
     """Score and register the model; return its version's number and mean error."""
     import pandas as pd
 
-    import train_classification_model as training
-
+    path = settings.home / training.first_model_path
     pickle_hash = gts_folder.hash_bytes(content)
     logger.info("%s has SHA-256 %s", path.name, pickle_hash)
-    model = unpickle(content, path)
-    recordings = _read_used(settings)
-    columns = [*training.MODEL_NUMBER_COLUMNS, *training.MODEL_OPTIONAL_COLUMNS]
-    errors = pd.concat(
-        training.count_errors(rows, model.predict(rows[columns])) for rows, _ in recordings.values()
-    )
-    mean_error = float(errors["error_percent"].mean())
-    example = pd.concat([rows.head(5) for rows, _ in list(recordings.values())[:2]])[columns]
+    model = unpickle(content, path, training)
+    recordings = _read_used(settings, training)
+    errors = pd.concat(training.errors(model, rows) for rows, _ in recordings.values())
+    mean_error = float(errors[ERROR].mean())
+    example = pd.concat([rows.head(5) for rows, _ in list(recordings.values())[:2]])
     manifest = cycle_records.training_manifest(
         {name: sha256 for name, (_, sha256) in recordings.items()},
         {name: len(rows) for name, (rows, _) in recordings.items()},
@@ -183,7 +184,7 @@ def _register(
         registry.log_numbers(
             {
                 "mean_error": mean_error,
-                "max_error": float(errors["error_percent"].max()),
+                "max_error": float(errors[ERROR].max()),
                 "recordings": len(errors),
             },
             {
@@ -197,34 +198,31 @@ def _register(
         version = registry.register(
             model,
             run_id=run_id,
+            input_example=example[training.columns_of(example)].reset_index(drop=True),
+            training=training,
             manifest=manifest,
             tags={**tags, "pickle_sha256": pickle_hash},
-            **cycle_records.packaging(example.reset_index(drop=True)),
         )
-    registry.load_and_try(version, training.TRUSTED_TYPES)
+    registry.load_and_try(version, training)
     today = datetime.date.today().isoformat()
     registry.describe(
         version.number,
-        f"first model {path.name}, registered {today}: {mean_error:.1f} % on used_gts/, "
+        f"first model {path.name}, registered {today}: {mean_error:.1f} {training.error_unit} on "
+        "used_gts/, "
         "which it may have been trained on",
     )
     return version.number, mean_error
 
 
-def _read_used(settings: Settings) -> dict[str, tuple[pd.DataFrame, str]]:
+def _read_used(settings: Settings, training: Training) -> dict[str, tuple[pd.DataFrame, str]]:
     """Return name -> (rows, SHA-256) of used_gts/."""
-    import train_classification_model as training
-
     recordings = {}
     for name in gts_folder.waiting_names(settings.used_gts):
         try:
-            content = training.read_regular_file(settings.used_gts / name, settings.max_file_mb)
-            recordings[name] = (
-                training.parse_ground_truth(content, name),
-                gts_folder.hash_bytes(content),
-            )
-        except training.InvalidGroundTruth as error:
-            raise PipelineError(f"used_gts/{error}") from error
+            recordings[name] = training.read(settings.used_gts / name, settings.max_file_mb)
+        except ValueError as error:
+            what = getattr(error, "what", error)
+            raise PipelineError(f"used_gts/{name}: {what}; mend it or take it out") from error
     if not recordings:
         raise PipelineError(
             f"{settings.used_gts} holds no CSV; put the recordings there that the model was "

@@ -1,6 +1,7 @@
 """The team's own logic: ground truth files, features, the classifier and the counting error.
 
-Replace this module to use the pipeline for another model; nothing in it knows MLflow.
+Replace it, or write another one, to use the pipeline for another model; `training_module` lists
+what the pipeline needs of it. Nothing here knows MLflow.
 
 1. `read_ground_truth` reads one recording and refuses what it cannot read without guessing.
 2. `track_features` describes every counted track relative to its neighbours in time.
@@ -22,13 +23,11 @@ from __future__ import annotations
 
 import codecs
 import csv
-import errno
 import functools
 import hashlib
 import importlib.metadata
 import io
 import os
-import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -77,9 +76,14 @@ GROUND_TRUTH_COLUMNS = (
 )
 MODEL_NUMBER_COLUMNS = GROUND_TRUTH_COLUMNS[:7]
 """The numbers that a model needs of every row."""
+MODEL_COLUMNS = (*MODEL_NUMBER_COLUMNS, "counted")
 MODEL_OPTIONAL_COLUMNS = ("counted", "file")
 """Without them a model takes every object as counted, and all rows as one recording."""
-EXAMPLE_COLUMNS = (*MODEL_NUMBER_COLUMNS, "counted")
+
+ERROR_NAME = "counting error"
+ERROR_UNIT = "%"
+ERROR_COLUMN = "error_percent"
+COUNTED_THINGS = "stems"
 
 FLAG_WORDS = {
     "true": True,
@@ -90,7 +94,6 @@ FLAG_WORDS = {
 LARGEST_INTEGER = 2**53
 """Beyond this a float no longer tells two integers apart."""
 LARGEST_LINE_BYTES = 100_000
-DEFAULT_MAX_FILE_MB = 200
 PARALLEL_READING_BYTES = 200_000_000
 """Below it, about 800 recordings, other processes take longer to start than one to read."""
 
@@ -123,6 +126,7 @@ FEATURES_IN_WORDS = (
     "Each feature compares a track with the tracks around it in the same recording, as a ratio or "
     "as a difference: it has no unit."
 )
+DESCRIBED_THINGS = "tracks"
 """For reports."""
 DETECTION_FEATURES = (
     "centroids_x",
@@ -233,17 +237,13 @@ class TrainingResult:
 # --- Read a ground truth ---
 
 
-def read_ground_truth(
-    path: str | Path, *, max_file_mb: float = DEFAULT_MAX_FILE_MB
-) -> pd.DataFrame:
+def read_ground_truth(path: str | Path) -> pd.DataFrame:
     """Read one recording.
 
     Parameters
     ----------
     path
-        A regular file; symbolic links are refused.
-    max_file_mb
-        Largest size in megabytes (10^6 bytes).
+        Its file.
 
     Returns
     -------
@@ -258,7 +258,14 @@ def read_ground_truth(
     InvalidGroundTruth
         With the row or column and what to do.
     """
-    return parse_ground_truth(read_regular_file(path, max_file_mb), Path(path).name)
+    return parse_ground_truth(_content(Path(path)), Path(path).name)
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a file, without waiting for a pipe."""
+    if path.exists() and not path.is_file():
+        raise InvalidGroundTruth(path.name, "is not a file", "put one CSV per recording there")
+    return path.read_bytes()
 
 
 def recording_paths(folder: str | Path) -> list[Path]:
@@ -274,55 +281,6 @@ def recording_paths(folder: str | Path) -> list[Path]:
         for path in Path(folder).iterdir()
         if path.name.lower().endswith(".csv") and not path.name.startswith(".")
     )
-
-
-def read_regular_file(path: str | Path, max_file_mb: float = DEFAULT_MAX_FILE_MB) -> bytes:
-    """Return the content of a regular file, without following a link or waiting for a pipe.
-
-    Parameters
-    ----------
-    path
-        The file.
-    max_file_mb
-        Largest size in megabytes (10^6 bytes).
-
-    Raises
-    ------
-    InvalidGroundTruth
-        For anything that is not a readable regular file of at most that size.
-    """
-    name = Path(path).name
-    limit = int(max_file_mb * 1e6)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise InvalidGroundTruth(
-                name, "is a symbolic link", "put the file itself into the folder"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise InvalidGroundTruth(
-                name, "is not readable", "give the pipeline's user the right to read it"
-            ) from error
-        if error.errno == errno.ENXIO:
-            raise _not_a_file(name) from error
-        raise
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _not_a_file(name)
-        with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            content = stream.read(limit + 1)
-    finally:
-        os.close(descriptor)
-    if len(content) > limit:
-        raise InvalidGroundTruth(
-            name, f"is larger than {max_file_mb:g} MB", "split it or raise --max-file-mb"
-        )
-    return content
-
-
-def _not_a_file(name: str) -> InvalidGroundTruth:
-    return InvalidGroundTruth(name, "is not a regular file", "put one CSV per recording there")
 
 
 def parse_ground_truth(content: bytes, name: str) -> pd.DataFrame:
@@ -755,6 +713,10 @@ def track_features(rows: pd.DataFrame) -> pd.DataFrame:
     """
     checked = _checked_rows(rows)
     return _features_of_tracks(checked, _group_tracks(checked))
+
+
+feature_table = track_features
+"""For the report: what changed between old and new recordings."""
 
 
 def _features_of_tracks(rows: _Rows, tracks: _Tracks) -> pd.DataFrame:
@@ -1207,6 +1169,17 @@ def count_errors(rows: pd.DataFrame, predicted: np.ndarray) -> pd.DataFrame:
     return _error_table(files, true_count, np.bincount(tracks.recording, verdict, len(files)))
 
 
+def predict_without_a_model(rows: pd.DataFrame) -> np.ndarray:
+    """Take every object as a stem that the tracker counted: what a model must beat.
+
+    Parameters
+    ----------
+    rows
+        As `read_ground_truth` returns them.
+    """
+    return rows["counted"].to_numpy()
+
+
 def _error_table(files: Any, true_count: np.ndarray, predicted_count: np.ndarray) -> pd.DataFrame:
     error = 100 * np.abs(true_count - predicted_count) / np.maximum(true_count, 1)
     return pd.DataFrame(
@@ -1288,7 +1261,7 @@ class _Recording:
 
 def _read_recording(path: Path) -> tuple[str, _Recording]:
     """Return the SHA-256 of a file and what training keeps of it."""
-    content = read_regular_file(path)
+    content = _content(path)
     rows = parse_ground_truth(content, path.name)
     checked = _checked_rows(rows)
     tracks = _group_tracks(checked)
@@ -1297,7 +1270,7 @@ def _read_recording(path: Path) -> tuple[str, _Recording]:
         name=path.name,
         features=_features_of_tracks(checked, tracks).to_numpy(),
         labels=labels[tracks.order[tracks.starts]],
-        first_rows=np.column_stack([checked[name][:5] for name in EXAMPLE_COLUMNS]),
+        first_rows=np.column_stack([checked[name][:5] for name in MODEL_COLUMNS]),
         n_rows=len(rows),
         data_quality=data_quality_note(rows),
     )
@@ -1307,7 +1280,7 @@ def _read_recording(path: Path) -> tuple[str, _Recording]:
 def _known_recordings(paths: list[Path], tables: FeatureTables) -> dict[Path, _Recording]:
     found = {}
     for path in paths:
-        arrays = tables.get(hashlib.sha256(read_regular_file(path)).hexdigest())
+        arrays = tables.get(hashlib.sha256(_content(path)).hexdigest())
         if arrays is not None:
             found[path] = _Recording.from_arrays(path.name, arrays)
     return found
@@ -1510,15 +1483,10 @@ def _loss_when_shuffled(model: StemClassifier, table: _TrackTable, random_state:
 def _input_example(recordings: list[_Recording]) -> pd.DataFrame:
     """Return the first rows of recordings as a model takes them."""
     numbers = np.concatenate([one.first_rows for one in recordings])
-    example = pd.DataFrame(numbers, columns=list(EXAMPLE_COLUMNS))
+    example = pd.DataFrame(numbers, columns=list(MODEL_COLUMNS))
     example = example.astype({**dict.fromkeys(INTEGER_COLUMNS, "int64"), "counted": bool})
     names = pd.array([one.name for one in recordings], dtype="str")
     return example.assign(file=names.repeat([len(one.first_rows) for one in recordings]))
-
-
-def package_versions() -> dict[str, str]:
-    """Return the installed version of each of `PACKAGES`."""
-    return {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
 # --- The command line ---

@@ -180,6 +180,20 @@ def home(registered_template: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def ten_seconds() -> Iterator[None]:
+    """Let a test that waits for ever fail instead."""
+
+    def too_late(*_: object) -> None:
+        raise TimeoutError("still waiting after ten seconds")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
 def settings_of() -> Callable[..., Any]:
     """Give a maker of quick settings for a home."""
     from pipeline_settings import Settings

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import BATCH, FAST, SHARED, script
 from sample_gts import make_recording
-from test_gts_folder import TRAPS
-from test_train_classification_model import BAD_FILES, a_link, a_socket
+from test_gts_folder import TRAPS, a_link, a_socket
+from test_train_classification_model import BAD_FILES
 
 WORDS = [
     word for name, value in FAST.items() for word in (f"--{name.replace('_', '-')}", str(value))

@@ -24,6 +24,7 @@ import dask_cluster
 import train_classification_model as training
 from feature_cache import FeatureCache
 from pipeline_settings import PipelineError, Settings, TryLaterError, UsageError
+from training_module import load_training_module
 
 CYCLE = [
     *("--min-new-files", str(FAST["min_new_files"])),
@@ -112,7 +113,7 @@ def trained_here(recordings: Path) -> training.TrainingResult:
 
 def train(settings: Settings, folder: Path, **options: Any) -> training.TrainingResult:
     """Train where the settings say."""
-    with dask_cluster.joblib_backend(settings, training) as backend:
+    with dask_cluster.joblib_backend(settings, load_training_module(settings)) as backend:
         return training.train_classification_model(folder, n_folds=3, backend=backend, **options)
 
 
@@ -246,7 +247,7 @@ class TestNoCluster:
         settings = Settings(backend="dask", scheduler="tcp://127.0.0.1:8786")
         with (
             pytest.raises(PipelineError, match=r"pip install -r requirements-dask\.txt") as caught,
-            dask_cluster.joblib_backend(settings, training),
+            dask_cluster.joblib_backend(settings, load_training_module(settings)),
         ):
             pytest.fail("connected")
         assert caught.value.exit_status == 1
@@ -269,5 +270,5 @@ class TestNoCluster:
     def test_one_machine_needs_no_dask(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nothing of it is imported."""
         monkeypatch.setitem(sys.modules, "distributed", None)
-        with dask_cluster.joblib_backend(Settings(), training) as backend:
+        with dask_cluster.joblib_backend(Settings(), load_training_module(Settings())) as backend:
             assert backend == "loky"

@@ -10,12 +10,13 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,7 @@ import gts_folder
 import train_classification_model as training
 from gts_folder import GroundTruthFile, Refusal
 from pipeline_settings import PipelineError, Settings, TryLaterError
+from training_module import load_training_module
 
 PROJECT = Path(gts_folder.__file__).parent
 GOOD_NAMES = ["with space.csv", "Grün.CSV", "%s.csv", "a;b&c.csv", "*.csv"]
@@ -98,6 +100,11 @@ def one_of(settings: Settings, name: str, content: bytes) -> GroundTruthFile:
     """Put a file into new_gts/ and return it as intake would."""
     (settings.new_gts / name).write_bytes(content)
     return GroundTruthFile(name, gts_folder.hash_bytes(content), 0, "", read=lambda: None)
+
+
+def taken_in(settings: Settings, trained_on: Mapping[str, str] | None = None) -> gts_folder.Intake:
+    """Read new_gts/ with the default training module."""
+    return gts_folder.take_in(settings, load_training_module(settings), trained_on or {})
 
 
 class TestOneAtATime:
@@ -308,8 +315,8 @@ class TestLook:
             (settings.new_gts / f"{number}.csv").write_bytes(recording(number))
         write = "import sys; f = open(sys.argv[1], 'ab'); print('open', flush=True); input()"
         with python_process(write, settings.new_gts / "1.csv"):
-            during = gts_folder.take_in(settings, training, {})
-        after = gts_folder.take_in(settings, training, {})
+            during = taken_in(settings)
+        after = taken_in(settings)
         assert ([one.name for one in during.files], during.refusals) == (["2.csv"], ())
         assert [one.name for one in after.files] == ["1.csv", "2.csv"]
         assert "1.csv is still being written" in caplog.text
@@ -319,7 +326,7 @@ class TestLook:
         path = settings.new_gts / "1.csv"
         path.write_bytes(recording(1))
         with path.open("rb"):
-            assert len(gts_folder.take_in(settings, training, {}).files) == 1
+            assert len(taken_in(settings).files) == 1
 
     def test_a_writer_who_comes_during_the_look_does_not_end_the_run(self, tmp_path: Path) -> None:
         """The kernel tells the holder of a lease by a signal that ends a process by default."""
@@ -370,11 +377,80 @@ print(gts_folder._being_written(Path(sys.argv[1])))
             monkeypatch.delattr(fcntl, "F_SETLEASE")
         else:
             monkeypatch.setattr(fcntl, "fcntl", fail_with(errno.EINVAL))
-        intake = gts_folder.take_in(settings, training, {})
+        intake = taken_in(settings)
         assert ([one.name for one in intake.files], intake.refusals) == (
             [] if grows else ["1.csv"],
             (),
         )
+
+
+def a_link(path: Path) -> None:
+    """Put a symbolic link to a good file there."""
+    target = path.with_name("target.txt")
+    target.write_text("good")
+    path.symlink_to(target)
+
+
+def a_socket(path: Path) -> None:
+    """Put a Unix socket there."""
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(path))
+
+
+class TestReading:
+    """Nothing but a plain file is read, and nothing waits."""
+
+    @pytest.mark.usefixtures("ten_seconds")
+    @pytest.mark.parametrize(
+        ("make", "what"),
+        [
+            pytest.param(a_link, "is a symbolic link", id="symbolic link"),
+            pytest.param(os.mkfifo, "is not a regular file", id="FIFO"),
+            pytest.param(Path.mkdir, "is not a regular file", id="folder"),
+            pytest.param(a_socket, "is not a regular file", id="socket"),
+            pytest.param(
+                lambda path: path.write_bytes(b"x" * 1001), "is larger than 0.001 MB", id="too big"
+            ),
+        ],
+    )
+    def test_what_is_no_plain_file_is_refused_without_waiting(
+        self, tmp_path: Path, make: Callable[[Path], Any], what: str
+    ) -> None:
+        """Nothing is followed, nothing is waited for, no descriptor stays open."""
+        path = tmp_path / "a.csv"
+        make(path)
+        before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0  # noqa: PTH208
+        with pytest.raises(gts_folder.UnusableFile, match=what):
+            gts_folder.read_regular_file(path, 0.001)
+        after = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0  # noqa: PTH208
+        assert after == before
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+    def test_an_unreadable_file_is_refused(self, tmp_path: Path) -> None:
+        """The reason names the right that is missing."""
+        path = tmp_path / "a.csv"
+        path.write_text("good")
+        path.chmod(0)
+        with pytest.raises(gts_folder.UnusableFile, match="is not readable"):
+            gts_folder.read_regular_file(path, 1)
+
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+    def test_a_refusal_of_the_system_is_a_refusal_of_the_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        """As above, for testers who are root: the system call is made to fail."""
+
+        def refuse(*_: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "open", refuse)
+        with pytest.raises(gts_folder.UnusableFile, match="is not readable; give"):
+            gts_folder.read_regular_file(tmp_path / "a.csv", 1)
+
+    def test_a_file_of_exactly_the_largest_size_is_read(self, tmp_path: Path) -> None:
+        """The limit itself is allowed."""
+        (tmp_path / "a.csv").write_bytes(b"x" * 1000)
+        assert len(gts_folder.read_regular_file(tmp_path / "a.csv", 0.001)) == 1000
 
 
 class TestIntake:
@@ -386,7 +462,7 @@ class TestIntake:
         (settings.new_gts / "a.csv").write_bytes(content)
         (settings.new_gts / "bad.csv").write_bytes(b"no,ground,truth\n1,2,3\n")
         before = [(path, path.stat().st_mtime_ns) for path in sorted(settings.home.rglob("*"))]
-        intake = gts_folder.take_in(settings, training, {})
+        intake = taken_in(settings)
         after = [(path, path.stat().st_mtime_ns) for path in sorted(settings.home.rglob("*"))]
         assert after == before
         assert [one.name for one in intake.files] == ["a.csv"]
@@ -401,7 +477,7 @@ class TestIntake:
         """Only what fits is kept; the rows are the same."""
         for number in (1, 2):
             (settings.new_gts / f"{number}.csv").write_bytes(recording(number))
-        kept = gts_folder.take_in(settings, training, {}).files
+        kept = taken_in(settings).files
         monkeypatch.setattr(gts_folder, "KEPT_ROWS", kept[0].n_rows)
         parsed = []
         parse = training.parse_ground_truth
@@ -410,7 +486,7 @@ class TestIntake:
             parsed.append(name)
             return parse(content, name)
 
-        files = gts_folder.take_in(settings, training, {}).files
+        files = taken_in(settings).files
         monkeypatch.setattr(training, "parse_ground_truth", note)
         for one, other in zip(kept, files, strict=True):
             assert one.rows.equals(other.rows)
@@ -424,7 +500,7 @@ class TestIntake:
         monkeypatch.setattr(gts_folder, "KEPT_ROWS", 0)
         path = settings.new_gts / "1.csv"
         path.write_bytes(recording(1))
-        (one,) = gts_folder.take_in(settings, training, {}).files
+        (one,) = taken_in(settings).files
         path.unlink()
         if change == "written":
             path.write_bytes(recording(2))
@@ -445,7 +521,7 @@ class TestIntake:
             trained_on[gts_folder.hash_bytes(content)] = "first.csv"
         else:
             (settings.home / where / "first.csv").write_bytes(content)
-        intake = gts_folder.take_in(settings, training, trained_on)
+        intake = taken_in(settings, trained_on)
         known = "first.csv, which production learnt" if trained_on else f"{where}/first.csv"
         assert intake.refusals == (
             Refusal("twin.csv", f"is a duplicate: same content as {known}", "delete it"),
@@ -456,7 +532,7 @@ class TestIntake:
         """Two copies of a bad file are two bad files."""
         for name in ("a.csv", "b.csv"):
             (settings.new_gts / name).write_bytes(b"")
-        whats = [one.what for one in gts_folder.take_in(settings, training, {}).refusals]
+        whats = [one.what for one in taken_in(settings).refusals]
         assert whats == ["is empty", "is empty"]
 
     @pytest.mark.parametrize(
@@ -478,7 +554,7 @@ class TestIntake:
         (settings.new_gts / "good.csv").write_bytes(recording(1))
         make(settings.new_gts / "odd.csv")
         kind = stat.S_IFMT((settings.new_gts / "odd.csv").lstat().st_mode)
-        intake = gts_folder.take_in(settings, training, {})
+        intake = taken_in(settings)
         gts_folder.reject(settings, intake.refusals)
         assert [one.name for one in intake.files] == ["good.csv"]
         assert [(one.name, one.what) for one in intake.refusals] == [("odd.csv", what)]
@@ -490,7 +566,7 @@ class TestIntake:
         """A file of another user does not stop the night."""
         (settings.new_gts / "a.csv").write_bytes(recording(1))
         (settings.new_gts / "a.csv").chmod(0)
-        (refusal,) = gts_folder.take_in(settings, training, {}).refusals
+        (refusal,) = taken_in(settings).refusals
         assert refusal.what == "is not readable"
 
     @pytest.mark.parametrize(
@@ -500,7 +576,7 @@ class TestIntake:
         """A name that is not UTF-8, or as long as the filesystem allows, can be rejected."""
         path = settings.new_gts / os.fsdecode(name)
         path.write_bytes(b"bad")
-        gts_folder.reject(settings, gts_folder.take_in(settings, training, {}).refusals)
+        gts_folder.reject(settings, taken_in(settings).refusals)
         (kept,) = gts_folder.rejected_names(settings)
         reason = settings.rejected_gts / f"{kept}{gts_folder.REASON_SUFFIX}"
         assert (settings.rejected_gts / kept).read_bytes() == b"bad"
@@ -511,7 +587,7 @@ class TestIntake:
     def test_a_name_that_is_not_utf8_is_the_reason(self, settings: Settings) -> None:
         """No table, run or terminal could show it."""
         (settings.new_gts / os.fsdecode(b"caf\xe9.csv")).write_bytes(recording(1))
-        (refusal,) = gts_folder.take_in(settings, training, {}).refusals
+        (refusal,) = taken_in(settings).refusals
         assert (refusal.what, refusal.remedy) == ("has a name that is not UTF-8", "rename it")
 
     @pytest.mark.parametrize(("name", "reason"), TRAPS.items())
@@ -520,7 +596,7 @@ class TestIntake:
     ) -> None:
         """Somebody would sooner or later type it in a shell or read it in a log."""
         (settings.new_gts / name).write_bytes(recording(1))
-        intake = gts_folder.take_in(settings, training, {})
+        intake = taken_in(settings)
         assert reason in intake.refusals[0].what
         gts_folder.reject(settings, intake.refusals)
         assert gts_folder.rejected_names(settings) == [name]
@@ -529,7 +605,7 @@ class TestIntake:
     def test_a_good_file_is_taken_in_whatever_its_name(self, settings: Settings, name: str) -> None:
         """A name is data, never an option, a pattern or a line."""
         (settings.new_gts / name).write_bytes(recording(1))
-        assert [one.name for one in gts_folder.take_in(settings, training, {}).files] == [name]
+        assert [one.name for one in taken_in(settings).files] == [name]
 
     def test_the_fingerprint_depends_on_contents_alone(self, settings: Settings) -> None:
         """Not on names or order; another content gives another fingerprint."""
@@ -539,7 +615,7 @@ class TestIntake:
                 path.unlink()
             for name, seed in contents.items():
                 (settings.new_gts / name).write_bytes(recording(seed))
-            return gts_folder.take_in(settings, training, {}).fingerprint
+            return taken_in(settings).fingerprint
 
         first = fingerprint({"a.csv": 1, "b.csv": 2})
         assert fingerprint({"x.csv": 2, "y.csv": 1}) == first

@@ -24,6 +24,7 @@ import model_registry
 import train_classification_model as training
 from model_registry import folder_digest, open_registry, printable_uri, upgrade_store
 from pipeline_settings import PipelineError, TryLaterError
+from training_module import load_training_module
 
 SettingsOf = Callable[..., Any]
 
@@ -58,7 +59,7 @@ class TestLoading:
     def load(self, settings: Any) -> Any:
         """Load production as the cycle does."""
         registry = open_registry(settings)
-        return registry.load_and_try(registry.champion(), training.TRUSTED_TYPES)
+        return registry.load_and_try(registry.champion(), load_training_module(settings))
 
     def test_the_registered_model_loads(self, home: Path, settings_of: SettingsOf) -> None:
         """And loading it through MLflow, which writes into its folder, changes nothing."""

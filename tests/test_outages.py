@@ -26,6 +26,7 @@ import model_registry
 import register_first_model
 from pipeline_orchestrator import main
 from pipeline_settings import PipelineError, TryLaterError
+from training_module import load_training_module
 
 SettingsOf = Callable[..., Any]
 Server = Callable[[bytes], str]
@@ -471,7 +472,7 @@ def test_an_unreachable_store_is_told_from_a_missing_file(
 
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", is_down)
     with pytest.raises(MlflowException, match="connection refused") as caught:
-        registry.load(version, ())
+        registry.load(version, load_training_module(settings_of(home)))
     known = model_registry.as_pipeline_error(caught.value, settings_of(home))
     assert isinstance(known, TryLaterError)
 

@@ -39,6 +39,7 @@ from cycle_records import Monitoring, Outcome
 from model_registry import ModelRegistry
 from pipeline_orchestrator import main, run_orchestrator, should_retrain
 from pipeline_settings import PipelineError, TryLaterError
+from training_module import load_training_module
 
 SettingsOf = Callable[..., Any]
 
@@ -257,7 +258,8 @@ class TestPromotion:
         assert version.tags["verdict"] == "promote"
         assert float(version.tags["p_value"]) <= 0.05
         assert set(registry.manifest(version).names) == set(contents(home / "used_gts"))
-        assert len(registry.out_of_fold_errors(version)) == OLD_SEASON_FILES + BATCH
+        errors = registry.out_of_fold_errors(version, load_training_module(settings))
+        assert len(errors) == OLD_SEASON_FILES + BATCH
         criteria = result.facts["verdict"]["criteria"]
         assert [one["outcome"] for one in criteria].count("failed") == 0
         assert {one["outcome"] for one in criteria} == {"passed", "not applicable"}
@@ -421,7 +423,7 @@ class TestPromotion:
         said = []
         for one in (settings, settings_of(registered_template)):
             registry = registry_of(one)
-            model = registry.load(registry.champion(), training.TRUSTED_TYPES)
+            model = registry.load(registry.champion(), load_training_module(settings))
             said.append(model.predict(rows).tolist())
         assert said[0] == said[1]
 

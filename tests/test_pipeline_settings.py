@@ -75,8 +75,8 @@ class TestFields:
 
     def test_only_what_a_verdict_depends_on_changes_its_fingerprint(self) -> None:
         """The same question is not asked twice, another one is."""
-        usual = Settings().verdict_fingerprint()
-        assert Settings(n_jobs=1, min_new_files=3).verdict_fingerprint() == usual
+        usual = Settings().verdict_fingerprint("code")
+        assert Settings(n_jobs=1, min_new_files=3).verdict_fingerprint("code") == usual
         others = [
             Settings(threshold=11),
             Settings(significance=1),
@@ -85,7 +85,7 @@ class TestFields:
             Settings(n_folds=4),
             Settings(random_state=1),
         ]
-        assert len({usual, *(one.verdict_fingerprint() for one in others)}) == 7
+        assert len({usual, *(one.verdict_fingerprint("code") for one in others)}) == 7
 
     def test_settings_cannot_be_changed(self) -> None:
         """They were checked once."""
@@ -251,9 +251,9 @@ class TestRefusals:
         ("words", "message"),
         [
             ("--min-new-files=0", "--min-new-files 0: must be from 1 to 100000 files"),
-            ("--threshold=-1", "--threshold -1.0: must be from 0 to 1000 percent"),
-            ("--threshold=nan", "--threshold nan: must be from 0 to 1000 percent"),
-            ("--threshold=inf", "--threshold inf: must be from 0 to 1000 percent"),
+            ("--threshold=-1", "--threshold -1.0: must be from 0 to 100000"),
+            ("--threshold=nan", "--threshold nan: must be from 0 to 100000"),
+            ("--threshold=inf", "--threshold inf: must be from 0 to 100000"),
             ("--significance=0", "--significance 0.0: must be from 1e-06 to 1"),
             ("--n-folds=1", "--n-folds 1: must be from 2 to 100"),
             ("--n-jobs=0", "--n-jobs 0: must be -1 or at least 1"),

@@ -18,6 +18,7 @@ from cycle_records import Outcome
 from pipeline_orchestrator import run_orchestrator
 from pipeline_settings import PipelineError, Settings
 from register_first_model import read_trusted_pickle, register_first_model
+from training_module import load_training_module
 
 SettingsOf = Callable[..., Any]
 PICKLE = "model/stem_classifier_postprocessing_v1.pkl"
@@ -89,7 +90,7 @@ class TestRegistration:
         settings = settings_of(unregistered)
         register_first_model(settings)
         registry = model_registry.open_registry(settings)
-        model = registry.load(registry.champion(), training.TRUSTED_TYPES)
+        model = registry.load(registry.champion(), load_training_module(settings))
         assert isinstance(model, training.DetectionVoteClassifier)
         assert run_orchestrator(settings).outcome is Outcome.PROMOTED
 

@@ -1,0 +1,158 @@
+"""A registered version that predicts with its own code, in a process of its own.
+
+A version carries the training module that made it. Where that is not the present one, its classes
+mean something else here or nothing at all: so its files are loaded by another Python process, with
+the packaged code before everything else. Predictions come back, row by row; errors are counted
+here, by one metric for both models. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gts_folder import hash_file
+from pipeline_settings import PipelineError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from training_module import Training
+
+PREDICT = """
+import sys
+from mlflow.models import predict
+model, rows, predictions, environment = sys.argv[1:]
+predict(model, input_path=rows, content_type="json", output_path=predictions,
+        env_manager=environment)
+"""
+"""Run by the other process; MLflow puts the packaged code before all other."""
+
+
+class PackagedModel:
+    """A version's files, kept for as long as this object lives.
+
+    Parameters
+    ----------
+    folder
+        Verified files of the version; they are moved to a folder of this object.
+    number
+        Of the version, for messages.
+    environment
+        As MLflow names it: local, uv or virtualenv.
+    """
+
+    takes_all_columns = True
+    """The present training module does not know which ones this model needs."""
+
+    def __init__(self, folder: Path, number: int, environment: str) -> None:
+        self._owner = tempfile.TemporaryDirectory(prefix="pipeline-model-")
+        self._folder = Path(shutil.move(folder, self._owner.name))
+        self._number = number
+        self._environment = environment
+
+    def predict(self, rows: pd.DataFrame) -> np.ndarray:
+        """Return one prediction per row, shape (n_rows,).
+
+        Parameters
+        ----------
+        rows
+            Raw rows, with at least the columns of the version's signature.
+
+        Raises
+        ------
+        PipelineError
+            If a column is missing, or the other process fails.
+        """
+        import numpy as np
+
+        table = rows[self._columns(rows)]
+        with tempfile.TemporaryDirectory(prefix="pipeline-predict-") as name:
+            source, target = Path(name, "rows.json"), Path(name, "predictions.json")
+            # JSON and not CSV: a number comes back to the last bit.
+            source.write_text(json.dumps({"dataframe_split": table.to_dict("split", index=False)}))
+            run_beside(
+                ["-c", PREDICT, str(self._folder), str(source), str(target), self._environment],
+                f"version {self._number} does not predict with its own code",
+            )
+            predicted = json.loads(target.read_bytes())["predictions"]
+        return np.asarray(predicted)
+
+    def _columns(self, rows: pd.DataFrame) -> list[str]:
+        from mlflow.models import Model
+
+        schema = Model.load(str(self._folder)).get_input_schema()
+        if schema is None:
+            return list(rows.columns)
+        missing = sorted(set(schema.required_input_names()) - set(rows.columns))
+        if missing:
+            raise PipelineError(
+                f"version {self._number} needs the columns {', '.join(missing)}, which the "
+                "training module no longer reads; let it read them until another version is "
+                "production"
+            )
+        return [name for name in schema.input_names() if name in rows.columns]
+
+
+def run_beside(words: list[str], failure: str) -> str:
+    """Run another Python process that finds nothing of this one's folders; return its output.
+
+    Parameters
+    ----------
+    words
+        For the interpreter.
+    failure
+        What it means if that fails, for the message.
+
+    Raises
+    ------
+    PipelineError
+        If it fails, with the last line that it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="pipeline-beside-") as folder:
+        done = subprocess.run(
+            [sys.executable, "-P", *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        )
+    if done.returncode:
+        last = (done.stderr.strip() or "it said nothing").splitlines()[-1][:300]
+        raise PipelineError(f"{failure}: {last}; --champion-env uv rebuilds its packages as well")
+    return done.stdout
+
+
+def needs_other_code(folder: Path, training: Training, packages: Any, environment: str) -> bool:
+    """Say whether a version was made by another training module, or by other packages.
+
+    Parameters
+    ----------
+    folder
+        Its files.
+    training
+        The present module.
+    packages
+        Its requirements as they would be stored today.
+    environment
+        Packages are compared only if they could be rebuilt: not for "local".
+
+    Notes
+    -----
+    A version that carries no code, of an older pipeline, is loaded here.
+    """
+    if not (folder / "code").is_dir():
+        return False
+    code = folder / "code" / training.path.name
+    if not code.is_file() or hash_file(code) != training.code_sha256:
+        return True
+    requirements = (folder / "requirements.txt").read_text().split()
+    return environment != "local" and sorted(requirements) != sorted(packages)
