@@ -375,9 +375,12 @@ class Training:
         ValueError
             If it cannot be one.
         """
+        convert = self._optional("as_row_model", None)
+        if convert:
+            return convert(model)
         if not hasattr(model, "predict"):
-            raise ValueError(f"the pickle holds a {type(model).__name__}, which cannot predict")
-        return self._optional("as_row_model", lambda same: same)(model)
+            raise ValueError(f"it holds a {type(model).__name__}, which cannot predict")
+        return model
 
     def package_versions(self) -> dict[str, str]:
         """Return the installed version of each package that a stored model needs."""

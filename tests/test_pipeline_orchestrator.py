@@ -187,7 +187,7 @@ class TestHealthyProduction:
         table = registry_of(settings)._client.load_table(
             run.info.experiment_id, "errors_by_recording.json", [run.info.run_id]
         )
-        assert table["error_percent"].mean() == pytest.approx(metrics["mean_error"])
+        assert table["error"].mean() == pytest.approx(metrics["mean_error"])
         assert sorted(table["file"]) == sorted(p.name for p in (home / "new_gts").glob("*.csv"))
 
     def test_impossible_measurements_are_shown(
