@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +54,9 @@ class PackagedModel:
     """The present training module does not know which ones this model needs."""
 
     def __init__(self, folder: Path, number: int, environment: str) -> None:
-        self._owner = tempfile.TemporaryDirectory(prefix="pipeline-model-")
-        self._folder = Path(shutil.move(folder, self._owner.name))
+        owned = tempfile.mkdtemp(prefix="pipeline-model-")
+        weakref.finalize(self, shutil.rmtree, owned, ignore_errors=True)
+        self._folder = Path(shutil.move(folder, owned))
         self._number = number
         self._environment = environment
 

@@ -1,0 +1,182 @@
+"""A champion outlives the code that made it: it predicts with its own, in another process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import BATCH, FAST, ROOT, copy_home, script
+from sample_gts import make_recording, write_recordings
+
+import train_classification_model as training
+from model_registry import open_registry
+from packaged_model import PackagedModel, needs_other_code
+from pipeline_settings import PipelineError
+from training_module import Training, load_training_module
+
+WORDS = [
+    word for name, value in FAST.items() for word in (f"--{name.replace('_', '-')}", str(value))
+]
+FEATURES = "NEIGHBOURS_EACH_SIDE = 5\n"
+MODULE = "train_classification_model.py"
+
+
+def changed_module(
+    folder: Path, old: str = FEATURES, new: str = "NEIGHBOURS_EACH_SIDE = 1\n"
+) -> str:
+    """Write the training module with other features into a folder; return its path."""
+    code = (ROOT / MODULE).read_text()
+    assert code.count(old) == 1
+    folder.mkdir(exist_ok=True)
+    (folder / MODULE).write_text(code.replace(old, new))
+    return str(folder / MODULE)
+
+
+def cycle(home: Path, *words: str) -> dict[str, Any]:
+    """Run one cycle as a process of its own; return its JSON and what it logged."""
+    done = script("pipeline_orchestrator.py", "--json", *WORDS, *words, home=home)
+    assert done.returncode == 0, done.stderr
+    return {**json.loads(done.stdout), "log": done.stderr}
+
+
+def champion_errors(result: dict[str, Any]) -> dict[str, float]:
+    """Return recording -> production's error."""
+    return {one["name"]: one["champion_error"] for one in result["by_recording"]}
+
+
+@pytest.mark.slow
+def test_its_error_is_what_it_was_before_the_change(home: Path, tmp_path: Path) -> None:
+    """Other features, the same batch: judged again, production errs exactly as it did."""
+    before = cycle(home, "--threshold", "1000")
+    changed = changed_module(tmp_path / "changed")
+    after = cycle(home, "--threshold", "1000", "--training-module", changed)
+    assert len(champion_errors(before)) == BATCH
+    assert champion_errors(after) == champion_errors(before)
+    assert "version 1 predicts with its own code" in after["log"]
+    assert "predicts with its own code" not in before["log"]
+
+
+def test_present_code_would_say_something_else(
+    home: Path, settings_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the test above can fail."""
+    settings = settings_of(home)
+    registry = open_registry(settings)
+    model = registry.load(registry.champion(), load_training_module(settings))
+    rows = pd.concat(training.read_ground_truth(path) for path in (home / "new_gts").glob("*.csv"))
+    before = training.count_errors(rows, model.predict(rows))
+    monkeypatch.setattr(training, "NEIGHBOURS_EACH_SIDE", 1)
+    assert not before.equals(training.count_errors(rows, model.predict(rows)))
+
+
+@pytest.mark.slow
+def test_a_whole_life_across_two_codes(home: Path, tmp_path: Path) -> None:
+    """Promotion, probation and rollback between versions of different code."""
+    changed = changed_module(tmp_path / "changed")
+    words = ("--training-module", changed)
+    promoted = cycle(home, *words)
+    assert promoted["outcome"] == "promoted"
+    write_recordings(home / "new_gts", BATCH, "new", seed=5, prefix="third")
+    kept = cycle(home, *words)
+    assert kept["outcome"] == "healthy"
+    assert "version 2 is on probation against version 1: passed" in kept["log"]
+    again = cycle(home)
+    assert champion_errors(again) == champion_errors(kept)
+    assert "version 2 predicts with its own code" in again["log"]
+    back = script("pipeline_orchestrator.py", "rollback", *words, home=home)
+    assert back.stdout == "rolled back: version 1 is production, it was version 2\n"
+
+
+@pytest.fixture
+def other_code(home: Path, settings_of: Callable[..., Any]) -> tuple[Any, Training, Any]:
+    """Give registry, training module and settings, as if the module had been changed."""
+    settings = settings_of(home)
+    present = load_training_module(settings)
+    return open_registry(settings), Training(present.module, present.path, "another"), settings
+
+
+def test_predictions_come_back_to_the_last_row(other_code: tuple[Any, Training, Any]) -> None:
+    """Of any recording, also one with missing measurements and objects that were not counted."""
+    registry, training_module, settings = other_code
+    rows = pd.concat(
+        make_recording(seed, "new", n_tracks=9).assign(file=f"{seed}.csv") for seed in (81, 82)
+    )
+    rows.loc[rows.index[::7], "scores"] = float("nan")
+    rows.loc[rows["object_id"] == rows["object_id"].iloc[0], "counted"] = False
+    beside = registry.load(registry.champion(), training_module)
+    here = registry.load(registry.champion(), load_training_module(settings))
+    assert isinstance(beside, PackagedModel)
+    assert not isinstance(here, PackagedModel)
+    assert beside.predict(rows).tolist() == here.predict(rows).tolist()
+    assert 0 < beside.predict(rows).sum() < len(rows)
+
+
+def test_a_column_that_nobody_reads_any_more_is_named(
+    other_code: tuple[Any, Training, Any],
+) -> None:
+    """Instead of a guess."""
+    registry, training_module, _ = other_code
+    model = registry.load(registry.champion(), training_module)
+    rows = make_recording(81, "new").drop(columns="scores")
+    with pytest.raises(PipelineError, match="version 1 needs the columns scores, which"):
+        model.predict(rows)
+
+
+def test_what_the_other_process_says_is_the_reason(other_code: tuple[Any, Training, Any]) -> None:
+    """Its last line, with the remedy."""
+    registry, training_module, _ = other_code
+    model = registry.load(registry.champion(), training_module)
+    rows = make_recording(81, "new").assign(object_id=float("nan"))
+    with pytest.raises(PipelineError, match="version 1 does not predict with its own code: .*obj"):
+        model.predict(rows)
+
+
+def test_swapped_code_is_not_run(home: Path, tmp_path: Path) -> None:
+    """The digest covers the packaged code; the other process is never started."""
+    trap = tmp_path / "trap"
+    (code,) = (home / "mlflow_server").rglob(f"code/{MODULE}")
+    code.write_text(f"open({str(trap)!r}, 'w')\n" + code.read_text())
+    changed = changed_module(tmp_path / "changed")
+    words = (*WORDS, "--training-module", changed)
+    done = script("pipeline_orchestrator.py", *words, home=home)
+    assert done.returncode == 1
+    assert "the files of version 1 are not those that were registered" in done.stderr
+    assert not trap.exists()
+
+
+@pytest.mark.slow
+def test_nothing_is_registered_with_code_that_did_not_make_it(
+    registered_template: Path, tmp_path: Path
+) -> None:
+    """The module's file is replaced while the cycle runs: by the module itself, as it trains."""
+    home = copy_home(registered_template, tmp_path / "home")
+    changed = changed_module(
+        tmp_path / "changed",
+        "    paths = recording_paths(folder)\n",
+        "    paths = recording_paths(folder)\n    Path(__file__).write_text('other = 1')\n",
+    )
+    done = script("pipeline_orchestrator.py", *WORDS, "--training-module", changed, home=home)
+    assert done.returncode == 1
+    assert "was changed while this ran; nothing is registered" in done.stderr
+    assert len(list((home / "new_gts").glob("*.csv"))) == BATCH
+
+
+def test_packages_matter_only_where_they_can_be_rebuilt(
+    home: Path, settings_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    """With `--champion-env uv` other pinned versions are a reason, too."""
+    (code,) = (home / "mlflow_server").rglob(f"code/{MODULE}")
+    folder = shutil.copytree(code.parent.parent, tmp_path / "model")
+    present = load_training_module(settings_of(home))
+    same = (folder / "requirements.txt").read_text().split()
+    other = ["numpy==1.0", *(one for one in same if not one.startswith("numpy="))]
+    assert not needs_other_code(folder, present, same, "uv")
+    assert not needs_other_code(folder, present, other, "local")
+    assert needs_other_code(folder, present, other, "uv")
+    shutil.rmtree(folder / "code")
+    assert not needs_other_code(folder, present, other, "uv")
