@@ -118,6 +118,10 @@ def run_beside(words: list[str], failure: str) -> str:
     PipelineError
         If it fails, with the last line that it said.
     """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    # Cron's path is short, and uv may be installed beside this interpreter.
+    beside = str(Path(sys.executable).parent)
+    environment["PATH"] = os.pathsep.join([beside, environment.get("PATH", os.defpath)])
     with tempfile.TemporaryDirectory(prefix="pipeline-beside-") as folder:
         done = subprocess.run(
             [sys.executable, "-P", *words],
@@ -125,7 +129,7 @@ def run_beside(words: list[str], failure: str) -> str:
             capture_output=True,
             text=True,
             check=False,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            env=environment,
         )
     if done.returncode:
         last = (done.stderr.strip() or "it said nothing").splitlines()[-1][:300]

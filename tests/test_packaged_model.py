@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -35,6 +36,12 @@ def changed_module(
     folder.mkdir(exist_ok=True)
     (folder / MODULE).write_text(code.replace(old, new))
     return str(folder / MODULE)
+
+
+def packaged_code(home: Path) -> Path:
+    """Return the training module's file that the only version carries."""
+    (code,) = (home / "mlflow_server").rglob(f"code/{MODULE}")
+    return code
 
 
 def cycle(home: Path, *words: str) -> dict[str, Any]:
@@ -116,6 +123,26 @@ def test_predictions_come_back_to_the_last_row(other_code: tuple[Any, Training, 
     assert 0 < beside.predict(rows).sum() < len(rows)
 
 
+@pytest.mark.slow
+def test_its_packages_are_rebuilt(
+    home: Path, other_code: tuple[Any, Training, Any], tmp_path: Path
+) -> None:
+    """Under `--champion-env uv`, from the package index or uv's cache; or it fails, and says so."""
+    pytest.importorskip("uv", reason="uv is not installed")
+    registry, training_module, settings = other_code
+    rebuilt = open_registry(dataclasses.replace(settings, champion_env="uv"))
+    rows = make_recording(81, "new").assign(file="a.csv")
+    said = [
+        one.load(registry.champion(), training_module).predict(rows).tolist()
+        for one in (rebuilt, registry)
+    ]
+    assert said[0] == said[1]
+    folder = shutil.copytree(packaged_code(home).parent.parent, tmp_path / "model")
+    (folder / "requirements.txt").write_text("numpy==0.0.1\n")
+    with pytest.raises(PipelineError, match="version 1 does not predict with its own code"):
+        PackagedModel(folder, 1, "uv").predict(rows)
+
+
 def test_a_column_that_nobody_reads_any_more_is_named(
     other_code: tuple[Any, Training, Any],
 ) -> None:
@@ -139,7 +166,7 @@ def test_what_the_other_process_says_is_the_reason(other_code: tuple[Any, Traini
 def test_swapped_code_is_not_run(home: Path, tmp_path: Path) -> None:
     """The digest covers the packaged code; the other process is never started."""
     trap = tmp_path / "trap"
-    (code,) = (home / "mlflow_server").rglob(f"code/{MODULE}")
+    code = packaged_code(home)
     code.write_text(f"open({str(trap)!r}, 'w')\n" + code.read_text())
     changed = changed_module(tmp_path / "changed")
     words = (*WORDS, "--training-module", changed)
@@ -170,7 +197,7 @@ def test_packages_matter_only_where_they_can_be_rebuilt(
     home: Path, settings_of: Callable[..., Any], tmp_path: Path
 ) -> None:
     """With `--champion-env uv` other pinned versions are a reason, too."""
-    (code,) = (home / "mlflow_server").rglob(f"code/{MODULE}")
+    code = packaged_code(home)
     folder = shutil.copytree(code.parent.parent, tmp_path / "model")
     present = load_training_module(settings_of(home))
     same = (folder / "requirements.txt").read_text().split()
