@@ -27,6 +27,10 @@ BATCH = 6
 SERVER_SECONDS = "14400"
 """A server ends by itself, even if the process that started it is killed."""
 FAST = {"min_new_files": BATCH, "n_folds": 3, "n_jobs": 1}
+FAST_WORDS = [
+    word for name, value in FAST.items() for word in (f"--{name.replace('_', '-')}", str(value))
+]
+"""The same on a command line."""
 
 sys.path.insert(0, str(ROOT))
 

@@ -41,7 +41,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 
 from conftest import (
     BATCH,
-    FAST,
+    FAST_WORDS,
     OLD_SEASON_FILES,
     copy_home,
     make_fast_classifier,
@@ -62,9 +62,6 @@ COUNTED = {
     *("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate"),
     *("sqlite3.connect", "socket.connect"),
 }
-CYCLE = [
-    word for name, value in FAST.items() for word in (f"--{name.replace('_', '-')}", str(value))
-]
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class Scenario:
 def cycle(home: list[str]) -> int:
     """Run the orchestrator, which tells of a change of production."""
     tell = f"tee {shlex.quote(str(Path(home[1]).parent / 'told.json'))}"
-    return pipeline_orchestrator.main(["run", *CYCLE, "--on-promotion", tell, *home])
+    return pipeline_orchestrator.main(["run", *FAST_WORDS, "--on-promotion", tell, *home])
 
 
 def register(home: list[str]) -> int:

@@ -37,8 +37,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from conftest import BATCH, OLD_SEASON_FILES, make_home, serve
-from crash_sweep import CYCLE, Scenario, describe, differences, run_forked, warm_up, write_report
+from conftest import BATCH, FAST_WORDS, OLD_SEASON_FILES, make_home, serve
+from crash_sweep import Scenario, describe, differences, run_forked, warm_up, write_report
 from sample_gts import write_recordings
 
 import gts_folder
@@ -212,7 +212,7 @@ class Stage:
     @property
     def scenario(self) -> Scenario:
         """The cycle, as the crash sweep knows it."""
-        cycle = self.command(pipeline_orchestrator.main, "run", *CYCLE)
+        cycle = self.command(pipeline_orchestrator.main, "run", *FAST_WORDS)
         return Scenario("a cycle with a promotion", self.template, (cycle,))
 
     def reset(self) -> None:

@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BATCH, FAST, SHARED, script
+from conftest import BATCH, FAST_WORDS, SHARED, script
 from sample_gts import make_recording
 from test_gts_folder import TRAPS, a_link, a_socket
 from test_train_classification_model import BAD_FILES
-
-WORDS = [
-    word for name, value in FAST.items() for word in (f"--{name.replace('_', '-')}", str(value))
-]
 
 
 def fill(folder: Path) -> dict[str, bytes | None]:
@@ -50,7 +46,7 @@ def fill(folder: Path) -> dict[str, bytes | None]:
 def test_the_good_ones_go_on(home: Path, figure: Callable[[str, Any], None]) -> None:
     """Each bad one is rejected beside its own reason, none is lost; a second night is silent."""
     bad = fill(home / "new_gts")
-    words = (*WORDS, "--max-file-mb", "1", "--threshold", "1000")
+    words = (*FAST_WORDS, "--max-file-mb", "1", "--threshold", "1000")
     done = script("pipeline_orchestrator.py", *words, home=home)
     assert done.returncode == 0, done.stderr
     assert f"on {BATCH} new recordings" in done.stdout
@@ -79,7 +75,7 @@ def test_no_real_recording_is_rejected(home: Path, figure: Callable[[str, Any], 
     real = list((SHARED / "gts").glob("*.csv"))
     for path in real:
         shutil.copy(path, home / "new_gts")
-    done = script("pipeline_orchestrator.py", *WORDS, "--threshold", "1000", home=home)
+    done = script("pipeline_orchestrator.py", *FAST_WORDS, "--threshold", "1000", home=home)
     assert done.returncode == 0, done.stderr
     assert f"on {BATCH + len(real)} new recordings" in done.stdout
     assert not (home / "new_gts" / "rejected").exists()

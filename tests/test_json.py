@@ -8,17 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BATCH, FAST, ROOT, write_mislabelled
+from conftest import BATCH, FAST_WORDS, ROOT, write_mislabelled
 from sample_gts import write_recordings
 
 from cycle_records import Outcome
 from pipeline_orchestrator import main
 
 DOCUMENT = (ROOT / "docs" / "json.md").read_text()
-WORDS = [
-    word for name, value in FAST.items() for word in (f"--{name.replace('_', '-')}", str(value))
-]
-
 pytestmark = pytest.mark.usefixtures("fast_training")
 
 
@@ -32,7 +28,7 @@ def documented(command: str) -> dict[str, str]:
 def printed(capsys: pytest.CaptureFixture[str], home: Path, *words: str) -> dict[str, Any]:
     """Run a command with --json and return its document."""
     command = words[0] if words and words[0] in ("status", "history") else "run"
-    main([*words, "--json", *(WORDS if command == "run" else ()), "--home", str(home)])
+    main([*words, "--json", *(FAST_WORDS if command == "run" else ()), "--home", str(home)])
     document = json.loads(capsys.readouterr().out)
     assert document.pop("schema_version") == 1
     return dict(document)

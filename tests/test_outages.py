@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BATCH, FAST, OLD_SEASON_FILES, ROOT, copy_home, make_home, run_sweep, script
+from conftest import (
+    BATCH,
+    FAST_WORDS,
+    OLD_SEASON_FILES,
+    ROOT,
+    copy_home,
+    make_home,
+    run_sweep,
+    script,
+)
 from crash_sweep import describe
 from outage_sweep import Outage, Proxy
 
@@ -31,21 +40,18 @@ from training_module import load_training_module
 SettingsOf = Callable[..., Any]
 Server = Callable[[bytes], str]
 
-WORDS = [
-    word for name, value in FAST.items() for word in (f"--{name.replace('_', '-')}", str(value))
-]
 DATABASE = "mlflow_server/backend_db/mlflow.db"
 
 
 def run(home: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run one cycle as a process."""
-    return script("pipeline_orchestrator.py", *words, *WORDS, home=home, **environment)
+    return script("pipeline_orchestrator.py", *words, *FAST_WORDS, home=home, **environment)
 
 
 def start(home: Path, *words: str) -> subprocess.Popen[str]:
     """Start one cycle as a process."""
     return subprocess.Popen(
-        [sys.executable, "pipeline_orchestrator.py", *words, *WORDS, "--home", str(home)],
+        [sys.executable, "pipeline_orchestrator.py", *words, *FAST_WORDS, "--home", str(home)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -271,7 +277,7 @@ class TestLockedDatabase:
         assert done.returncode == 75, done.stderr
         assert the_error(done.stderr).endswith(f"{home / DATABASE} is locked by another process")
         assert describe(home) == before
-        assert main(["run", *WORDS, "--home", str(home)]) == 0
+        assert main(["run", *FAST_WORDS, "--home", str(home)]) == 0
         assert_promoted_once(home, before)
 
     @pytest.mark.slow
@@ -410,7 +416,7 @@ class TestFullDisk:
         done = subprocess.run(
             [
                 *("bash", "-c", 'ulimit -f "$0" && exec "$@"', str(largest_kb)),
-                *(sys.executable, str(ROOT / "pipeline_orchestrator.py"), *WORDS),
+                *(sys.executable, str(ROOT / "pipeline_orchestrator.py"), *FAST_WORDS),
                 *("--home", str(home)),
             ],
             capture_output=True,
@@ -449,12 +455,12 @@ class TestFullDisk:
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
-            status = main(["run", *WORDS, "--home", str(home)])
+            status = main(["run", *FAST_WORDS, "--home", str(home)])
         assert status == 1
         assert calls >= call
         assert "No space left on device; check the disk" in the_error(capsys.readouterr().err)
         assert_nothing_half_done(home, before)
-        assert main(["run", *WORDS, "--home", str(home)]) == 0
+        assert main(["run", *FAST_WORDS, "--home", str(home)]) == 0
         assert_promoted_once(home, before)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import BATCH, FAST, ROOT, copy_home, script
+from conftest import BATCH, FAST_WORDS, ROOT, copy_home, script
 from sample_gts import make_recording, write_recordings
 
 import train_classification_model as training
@@ -20,9 +20,6 @@ from packaged_model import PackagedModel, needs_other_code
 from pipeline_settings import PipelineError
 from training_module import Training, load_training_module
 
-WORDS = [
-    word for name, value in FAST.items() for word in (f"--{name.replace('_', '-')}", str(value))
-]
 FEATURES = "NEIGHBOURS_EACH_SIDE = 5\n"
 MODULE = "train_classification_model.py"
 
@@ -46,7 +43,7 @@ def packaged_code(home: Path) -> Path:
 
 def cycle(home: Path, *words: str) -> dict[str, Any]:
     """Run one cycle as a process of its own; return its JSON and what it logged."""
-    done = script("pipeline_orchestrator.py", "--json", *WORDS, *words, home=home)
+    done = script("pipeline_orchestrator.py", "--json", *FAST_WORDS, *words, home=home)
     assert done.returncode == 0, done.stderr
     return {**json.loads(done.stdout), "log": done.stderr}
 
@@ -169,7 +166,7 @@ def test_swapped_code_is_not_run(home: Path, tmp_path: Path) -> None:
     code = packaged_code(home)
     code.write_text(f"open({str(trap)!r}, 'w')\n" + code.read_text())
     changed = changed_module(tmp_path / "changed")
-    words = (*WORDS, "--training-module", changed)
+    words = (*FAST_WORDS, "--training-module", changed)
     done = script("pipeline_orchestrator.py", *words, home=home)
     assert done.returncode == 1
     assert "the files of version 1 are not those that were registered" in done.stderr
@@ -187,7 +184,7 @@ def test_nothing_is_registered_with_code_that_did_not_make_it(
         "    paths = recording_paths(folder)\n",
         "    paths = recording_paths(folder)\n    Path(__file__).write_text('other = 1')\n",
     )
-    done = script("pipeline_orchestrator.py", *WORDS, "--training-module", changed, home=home)
+    done = script("pipeline_orchestrator.py", *FAST_WORDS, "--training-module", changed, home=home)
     assert done.returncode == 1
     assert "was changed while this ran; nothing is registered" in done.stderr
     assert len(list((home / "new_gts").glob("*.csv"))) == BATCH
