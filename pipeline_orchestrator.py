@@ -168,7 +168,7 @@ def end_probation(findings: Findings, monitoring: Monitoring, batch: Batch) -> P
     -------
     Probation or None
         Whether the version before is better, by the standard of a promotion. None if the champion
-        is not on probation, or if the version before can no longer be loaded.
+        is not on probation, or if the version before can no longer be loaded or scored.
     """
     registry, training, champion = findings.registry, findings.training, findings.champion
     number = registry.on_probation_against(champion.version)
@@ -177,12 +177,12 @@ def end_probation(findings: Findings, monitoring: Monitoring, batch: Batch) -> P
     try:
         version = registry.version(number)
         model, manifest = registry.load(version, training), registry.manifest(version)
+        errors = _score(training, model, batch)
     except TryLaterError:
         raise
     except PipelineError as error:
         logger.warning("version %d has no probation: %s", champion.version.number, error)
         return None
-    errors = _score(training, model, batch)
     verdict = _judge(
         findings,
         monitoring.errors[ERROR],

@@ -713,6 +713,30 @@ class TestProbation:
         with pytest.raises(PipelineError, match="there is no version 1"):
             pipeline_recovery.rollback(settings, None)
 
+    def test_a_predecessor_that_cannot_predict_any_more_is_only_a_warning(
+        self,
+        misled: tuple[Path, Any],
+        caplog: pytest.LogCaptureFixture,
+        settings_of: SettingsOf,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Its code is another, and needs a column that is no longer read."""
+        home, _ = misled
+        registry_load = ModelRegistry.load
+
+        class Predecessor:
+            def predict(self, _rows: pd.DataFrame) -> Any:
+                raise PipelineError("version 1 needs the columns scores")
+
+        def load(registry: ModelRegistry, version: Any, module: Any) -> Any:
+            model = registry_load(registry, version, module)
+            return Predecessor() if version.number == 1 else model
+
+        monkeypatch.setattr(ModelRegistry, "load", load)
+        write_recordings(home / "new_gts", BATCH, "new", seed=3, prefix="right")
+        assert run_orchestrator(settings_of(home, threshold=1000)).outcome is Outcome.HEALTHY
+        assert "version 2 has no probation: version 1 needs the columns" in caplog.text
+
     def test_a_rollback_that_died_is_told(
         self, misled: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
