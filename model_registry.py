@@ -102,6 +102,8 @@ OUTAGE_CODES = {
 }
 DATABASE_ERROR = re.compile(r"\(\w+\.\w*Error\)")
 """SQLAlchemy puts the driver's error in brackets, not always into the first line."""
+TRAINED_WITH = {"n_folds", "random_state"}
+"""Parameters of a training run that its result depends on."""
 NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
 ONE_SHORT_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
 REGISTER_FIRST = "run: python register_first_model.py"
@@ -615,6 +617,44 @@ class ModelRegistry:
             int(found.creation_timestamp),
         )
 
+    def versions(self) -> list[RegisteredVersion]:
+        """Return all versions, the newest first."""
+        return sorted(self._versions_with({}), key=lambda version: -version.number)
+
+    def alias_of(self, number: int) -> str:
+        """Return what a version is: in production, the one before, or nothing.
+
+        Parameters
+        ----------
+        number
+            Of the version.
+        """
+        if number == self.production_number():
+            return PRODUCTION
+        return PREVIOUS if number == self.previous_number() else ""
+
+    def training_parameters(self, version: RegisteredVersion) -> dict[str, int]:
+        """Return the folds and the seed that a cycle trained a version with.
+
+        Parameters
+        ----------
+        version
+            Made by a cycle.
+
+        Raises
+        ------
+        PipelineError
+            If it was not.
+        """
+        run = self._client.get_run(version.run_id) if version.run_id else None
+        params = run.data.params if run else {}
+        if run is None or run.info.run_name != RETRAINING_RUN or not params.keys() >= TRAINED_WITH:
+            raise PipelineError(
+                f"version {version.number} was not trained by a cycle: it came as a pickle, and "
+                "only whoever made that can train it again"
+            )
+        return {name: int(params[name]) for name in TRAINED_WITH}
+
     def _versions_with(self, tags: Mapping[str, str]) -> list[RegisteredVersion]:
         conditions = "".join(f" and tags.{key} = '{value}'" for key, value in tags.items())
         found = self._client.search_model_versions(f"name = '{self._name}'{conditions}")
@@ -777,6 +817,24 @@ class ModelRegistry:
                 ) from error
             yield Path(path)
 
+    @contextlib.contextmanager
+    def verified_files(self, version: RegisteredVersion) -> Iterator[Path]:
+        """Give a private copy of a version's files, which are those that were registered.
+
+        Parameters
+        ----------
+        version
+            Carries the digest that its files must have.
+
+        Raises
+        ------
+        PipelineError
+            If files are missing or differ from what was registered.
+        """
+        with self._downloaded(version) as folder:
+            self._check_digest(version, folder)
+            yield folder
+
     def load(self, version: RegisteredVersion, training: Training) -> Any:
         """Load a version's model, without running any code of its files in this process.
 
@@ -793,8 +851,7 @@ class ModelRegistry:
         PipelineError
             If files are missing or differ from what was registered, or hold another type.
         """
-        with self._downloaded(version) as folder:
-            self._check_digest(version, folder)
+        with self.verified_files(version) as folder:
             if not (folder / MODEL_FILE).is_file():
                 if self._settings.allow_pickle:
                     return self._mlflow.sklearn.load_model(str(folder))

@@ -83,6 +83,7 @@ class PackagedModel:
             run_beside(
                 ["-c", PREDICT, str(self._folder), str(source), str(target), self._environment],
                 f"version {self._number} does not predict with its own code",
+                "--champion-env uv rebuilds its packages as well",
             )
             predicted = json.loads(target.read_bytes())["predictions"]
         return np.asarray(predicted)
@@ -103,8 +104,22 @@ class PackagedModel:
         return [name for name in schema.input_names() if name in rows.columns]
 
 
-def run_beside(words: list[str], failure: str) -> str:
-    """Run another Python process that finds nothing of this one's folders; return its output.
+def input_columns(folder: Path) -> list[str]:
+    """Return the columns that a version takes, optional ones included.
+
+    Parameters
+    ----------
+    folder
+        Its files.
+    """
+    from mlflow.models import Model
+
+    schema = Model.load(str(folder)).get_input_schema()
+    return [] if schema is None else list(schema.input_names())
+
+
+def run_beside(words: list[str], failure: str, remedy: str) -> None:
+    """Run another Python process that finds nothing of this one's folders.
 
     Parameters
     ----------
@@ -112,6 +127,8 @@ def run_beside(words: list[str], failure: str) -> str:
         For the interpreter.
     failure
         What it means if that fails, for the message.
+    remedy
+        What to do then.
 
     Raises
     ------
@@ -133,8 +150,7 @@ def run_beside(words: list[str], failure: str) -> str:
         )
     if done.returncode:
         last = (done.stderr.strip() or "it said nothing").splitlines()[-1][:300]
-        raise PipelineError(f"{failure}: {last}; --champion-env uv rebuilds its packages as well")
-    return done.stdout
+        raise PipelineError(f"{failure}: {last}; {remedy}")
 
 
 def needs_other_code(folder: Path, training: Training, packages: Any, environment: str) -> bool:

@@ -16,6 +16,8 @@ Usage::
     python pipeline_orchestrator.py history [--at TIME]
     python pipeline_orchestrator.py rollback [--to VERSION]
     python pipeline_orchestrator.py requeue [NAME ...]
+    python pipeline_orchestrator.py reproduce VERSION [--json]
+    python pipeline_orchestrator.py lineage FILE [--json]
     python pipeline_orchestrator.py upgrade-store
 
 The verdict is one line on standard output, the log goes to standard error. Exit status: 0 done,
@@ -39,6 +41,7 @@ import model_registry
 import notifications
 import pipeline_recovery
 import pipeline_status
+import version_lineage
 from command_line import (
     OneLineParser,
     add_settings,
@@ -660,12 +663,26 @@ def _upgrade_command(settings: Settings, _options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _reproduce_command(settings: Settings, options: argparse.Namespace) -> int:
+    result = version_lineage.reproduce(settings, options.version)
+    print_result(version_lineage.reproduction_text(result), result, as_json=options.json)
+    return EXIT_DONE if result["identical"] else EXIT_ERROR
+
+
+def _lineage_command(settings: Settings, options: argparse.Namespace) -> int:
+    found = version_lineage.lineage(settings, options.file)
+    print_result(version_lineage.lineage_text(found), found, as_json=options.json)
+    return EXIT_DONE
+
+
 COMMANDS = {
     "run": (_run_command, "one cycle; the default"),
     "status": (_status_command, "production version, last cycles, files waiting"),
     "history": (_history_command, "every change of production"),
     "rollback": (_rollback_command, "make an earlier version production again"),
     "requeue": (_requeue_command, "put mended files from new_gts/rejected/ back"),
+    "reproduce": (_reproduce_command, "train a version again and compare its predictions"),
+    "lineage": (_lineage_command, "the versions that were trained on a recording"),
     "upgrade-store": (_upgrade_command, "migrate the embedded store, with a backup"),
 }
 
@@ -688,7 +705,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="judge a batch again")
     run.add_argument("--verbose", action="store_true", help="list the recordings as well")
     run.add_argument("--quiet", action="store_true", help="print only what somebody must look at")
-    for name in ("run", "status", "history"):
+    for name in ("run", "status", "history", "reproduce", "lineage"):
         parsers[name].add_argument("--json", action="store_true", help="print JSON")
     parsers["status"].add_argument(
         "--max-age", type=float, metavar="HOURS", help="exit 1 if no run ended within so many hours"
@@ -699,6 +716,8 @@ def _parser() -> argparse.ArgumentParser:
     parsers["rollback"].add_argument(
         "--to", type=int, metavar="VERSION", help="default: the version before"
     )
+    parsers["reproduce"].add_argument("version", type=int, metavar="VERSION", help="its number")
+    parsers["lineage"].add_argument("file", metavar="FILE", help="a path, or a name in the home")
     parsers["requeue"].add_argument("names", nargs="*", metavar="NAME", help="default: all")
     return parser
 

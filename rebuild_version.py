@@ -1,0 +1,79 @@
+"""Train a version again with its own code and compare it with what is stored.
+
+Run by `version_lineage.reproduce` as a process of its own, which finds no code but the packaged
+one: python -P rebuild_version.py TASK. TASK names a JSON file with the keys of `rebuild`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def rebuild(task: dict[str, Any]) -> dict[str, Any]:
+    """Train on the recordings of a folder; return how far the predictions are from the stored ones.
+
+    Parameters
+    ----------
+    task
+        `code` (folder), `module` (name), `recordings` (folder), `stored` (skops file), `columns`
+        (of the model), `n_folds`, `random_state` and `n_jobs`.
+
+    Returns
+    -------
+    dict
+        `recordings`, `predictions` (rows), `probabilities` (whether both models give them),
+        `largest_difference` (of a probability or a number; of other predictions 1 if any differs)
+        and `different` (rows).
+    """
+    import skops.io
+
+    sys.path.insert(0, task["code"])
+    module = importlib.import_module(task["module"])
+    train = module.train_classification_model
+    given = {name: task[name] for name in ("n_folds", "random_state")}
+    if "n_jobs" in inspect.signature(train).parameters:
+        given["n_jobs"] = task["n_jobs"]
+    rebuilt = train(Path(task["recordings"]), **given).model
+    stored = skops.io.load(task["stored"], trusted=list(module.TRUSTED_TYPES))
+    found: dict[str, Any] = {"recordings": 0, "predictions": 0, "different": 0}
+    found["probabilities"] = hasattr(rebuilt, "predict_proba") and hasattr(stored, "predict_proba")
+    found["largest_difference"] = 0.0
+    for path in sorted(Path(task["recordings"]).iterdir()):
+        rows = module.parse_ground_truth(path.read_bytes(), path.name)
+        rows = rows if "file" in rows else rows.assign(file=path.name)
+        rows = rows[[name for name in task["columns"] if name in rows]]
+        apart = _differences(rebuilt, stored, rows, of_probabilities=found["probabilities"])
+        found["recordings"] += 1
+        found["predictions"] += len(rows)
+        found["different"] += int((apart > 0).sum())
+        found["largest_difference"] = max(found["largest_difference"], float(apart.max(initial=0)))
+    return found
+
+
+def _differences(one: Any, other: Any, rows: Any, *, of_probabilities: bool) -> Any:
+    """Return by how much two models differ on each row."""
+    import numpy as np
+
+    if of_probabilities:
+        return np.abs(one.predict_proba(rows) - other.predict_proba(rows)).max(axis=1)
+    first, second = np.asarray(one.predict(rows)), np.asarray(other.predict(rows))
+    if first.dtype.kind in "if" and second.dtype.kind in "if":
+        return np.abs(first - second)
+    return (first != second).astype(float)
+
+
+def main() -> int:
+    """Read the task, write the result beside it, and return the exit status."""
+    path = Path(sys.argv[1])
+    result = rebuild(json.loads(path.read_text()))
+    path.with_name("result.json").write_text(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
