@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gts_folder import hash_bytes, hash_file, read_regular_file
+from gts_folder import hash_bytes, hash_file, read_regular_file, waiting_names
 from pipeline_settings import PipelineError, Settings
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class TrainingResult(Protocol):
     ----------
     model
         A scikit-learn estimator, fitted on all recordings. `predict(rows)` takes the rows of whole
-        recordings, with `MODEL_COLUMNS` and `file`, and returns one prediction per row.
+        recordings, with `MODEL_COLUMNS`, and returns one prediction per row.
     out_of_fold
         A table as `count_errors` returns it: each recording scored by a model that never saw it.
     in_sample
@@ -47,7 +47,7 @@ class TrainingResult(Protocol):
     input_example
         A few rows as `model.predict` takes them; names and types become the model's signature.
     row_counts
-        Recording -> number of rows.
+        Recording -> number of rows, for every file in whose name .csv comes last, in any case.
 
     Notes
     -----
@@ -95,7 +95,7 @@ class TrainingModule(Protocol):
     Attributes
     ----------
     MODEL_COLUMNS
-        The columns that a model takes.
+        The columns that a model takes; `file` among them if it looks at a recording as a whole.
     TRUSTED_TYPES
         The types beyond skops' own list that a stored model may hold, such as `my_model.MyModel`.
     PACKAGES
@@ -108,7 +108,7 @@ class TrainingModule(Protocol):
     -----
     Optional, and what happens without:
 
-    - `MODEL_OPTIONAL_COLUMNS`: those that may be missing (none may).
+    - `MODEL_OPTIONAL_COLUMNS`: columns that it takes as well where they are there (none).
     - `COUNTED_THINGS`: what the error counts, in the plural (the report has no counts).
     - `predict_without_a_model(rows)`: the predictions that a model must beat (no such criterion).
     - `data_quality_note(rows)`: what a person should know of a readable recording (nothing).
@@ -279,7 +279,8 @@ class Training:
         rows
             As `parse` returned them.
         """
-        return [name for name in (*self.module.MODEL_COLUMNS, "file") if name in rows]
+        names = dict.fromkeys((*self.module.MODEL_COLUMNS, *self.optional_columns))
+        return [name for name in names if name in rows]
 
     @property
     def optional_columns(self) -> tuple[str, ...]:
@@ -439,12 +440,16 @@ class Training:
             If it is not possible with these recordings.
         """
         known = {name: value for name, value in resources.items() if self.takes(name)}
+        names = waiting_names(folder)
         try:
             result = self.module.train_classification_model(
                 folder, n_folds=n_folds, random_state=random_state, **known
             )
         except ValueError as error:
             raise PipelineError(f"cannot retrain: {error}") from error
+        left_out = sorted(set(names) - set(result.row_counts))
+        if left_out:
+            raise PipelineError(f"{self.path.name} did not train on {left_out[0]}; {SEE}")
         return TrainedModel(
             model=result.model,
             out_of_fold=self._with_error(result.out_of_fold),
