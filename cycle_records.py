@@ -629,18 +629,22 @@ def recordings_table(recordings: Sequence[RecordingResult], unit: str) -> str:
     unit
         Of their errors.
     """
+    counted = all(one.true_count is not None for one in recordings)
     width = max(len("recording"), *(len(cycle_report.visible(one.name)) for one in recordings))
-    lines = [f"{'recording':<{width}}  true  production    error  challenger    error"]
+    heads = "  true  production    error  challenger    error"
+    lines = [f"{'recording':<{width}}{heads if counted else '  production  challenger'}"]
     for one in sorted(recordings, key=lambda one: -one.champion_error):
-        line = (
-            f"{cycle_report.visible(one.name):<{width}}  {_cell(one.true_count):>4}  "
-            f"{_cell(one.champion_count):>10}  {one.champion_error:>5.1f} {unit}"
-        )
+        line = f"{cycle_report.visible(one.name):<{width}}"
+        line += f"  {one.true_count:>4}" if counted else ""
+        line += _cells(one.champion_count, one.champion_error, unit, counted=counted)
         if one.challenger_error is not None:
-            line += f"  {_cell(one.challenger_count):>10}  {one.challenger_error:>5.1f} {unit}"
+            line += _cells(one.challenger_count, one.challenger_error, unit, counted=counted)
         lines.append(line)
     return "\n".join(lines) + "\n"
 
 
-def _cell(count: int | None) -> str:
-    return "-" if count is None else str(count)
+def _cells(count: int | None, error: float, unit: str, *, counted: bool) -> str:
+    """Return what a table says of one model and recording."""
+    if not counted:
+        return f"  {f'{error:.1f} {unit}':>10}"
+    return f"  {'-' if count is None else count:>10}  {error:>5.1f} {unit}"

@@ -268,8 +268,8 @@ NEXT_STEPS = {
     "promoted": "Nothing. `python pipeline_orchestrator.py rollback` goes back to version "
     "{champion}.",
     "not_promoted": "Nothing at once: the files stay in new_gts/, and the next recordings add "
-    "evidence. If this happens again and again, look at the recordings that both models miscount, "
-    "and improve the training module.",
+    "evidence. If this happens again and again, look at the recordings that both models get "
+    "wrong, and improve the training module.",
     "rolled_back": "Find out why the version that was left failed, before its successor is "
     "trained in the same way.",
     "failed": "Do what the message says, or nothing: no file was lost, and the next run goes on. "

@@ -532,7 +532,8 @@ def _identity(rows: Any) -> Any:
 
 def _refusal(name: str, error: Exception) -> Refusal:
     """Return what a reader says of a file, in two parts if it has them."""
-    what = getattr(error, "what", None) or f"cannot be read: {type(error).__name__}: {error}"
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    what = getattr(error, "what", None) or f"cannot be read: {kind}{error}"
     return Refusal(name, what, getattr(error, "remedy", "correct the file"))
 
 

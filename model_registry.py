@@ -681,7 +681,9 @@ class ModelRegistry:
                 return f"its challenger, version {version.number}, was promoted and rolled back"
         healthy = self.runs(MONITORING_RUN, {**tags, TAG_OUTCOME: "healthy"}, limit=1)
         if healthy:
-            return f"production was healthy ({healthy[0].data.metrics['mean_error']:.1f} %)"
+            data = healthy[0].data
+            unit = data.tags.get(TAG_UNIT, OLDER_UNIT)
+            return f"production was healthy ({data.metrics['mean_error']:.1f} {unit})"
         return ""
 
     def earlier_looks(self, champion: RegisteredVersion) -> list[int]:

@@ -65,8 +65,8 @@ def read_trusted_pickle(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise PipelineError(
-            f"there is no {path}; put the pre-trained model there, or train one: "
-            "python train_classification_model.py"
+            f"there is no {path}; put the pre-trained model there, or train one with the training "
+            "module"
         ) from error
     except OSError as error:
         raise PipelineError(f"{path} cannot be read as a regular file: {error.strerror}") from error
