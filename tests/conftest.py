@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import os
 import shutil
 import signal
@@ -14,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,51 @@ FAST_WORDS = [
 ]
 """The same on a command line."""
 
-sys.path.insert(0, str(ROOT))
+OWN_MODEL = ROOT / "docs" / "own_model"
+sys.path[:0] = [str(ROOT), str(OWN_MODEL)]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A training module and what belongs to it.
+
+    Parameters
+    ----------
+    module_name
+        As it is imported.
+    settings
+        With which the pipeline finds it.
+    write
+        Writes files of a season; takes the arguments of `write_recordings`.
+    """
+
+    module_name: str
+    settings: dict[str, str]
+    write: Callable[..., list[Path]]
+
+    @property
+    def module(self) -> Any:
+        """The module itself."""
+        return importlib.import_module(self.module_name)
+
+
+def write_samples(*values: Any, **named: Any) -> list[Path]:
+    """Write samples of grain, as docs/own_model/make_samples.py does."""
+    from make_samples import write_samples
+
+    return write_samples(*values, **named)
+
+
+GRAIN = {
+    "training_module": str(OWN_MODEL / "grain_quality.py"),
+    "model_name": "GrainQuality",
+}
+DOMAINS = {
+    "stems": Domain("train_classification_model", {}, write_recordings),
+    "grain": Domain("grain_quality", GRAIN, write_samples),
+}
+both_modules = pytest.mark.parametrize("domain", list(DOMAINS), indirect=True)
+"""The test runs with the default training module and with that of docs/own_model/."""
 
 
 @pytest.fixture(autouse=True)
@@ -151,36 +198,70 @@ def make_fast_classifier(random_state: int = 42) -> Any:
     )
 
 
+def train_small_models(patch: pytest.MonkeyPatch) -> None:
+    """Let both training modules take milliseconds instead of seconds."""
+    patch.setattr(DOMAINS["stems"].module, "make_classifier", make_fast_classifier)
+    patch.setattr(DOMAINS["grain"].module, "N_TREES", 10)
+
+
 @pytest.fixture
 def fast_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train small models in this process."""
-    import train_classification_model as training
+    train_small_models(monkeypatch)
 
-    monkeypatch.setattr(training, "make_classifier", make_fast_classifier)
+
+def write_home(home: Path, domain: Domain) -> None:
+    """Fill an empty home: a first model of the old season, with a new season waiting."""
+    import joblib
+
+    from pipeline_settings import Settings
+    from training_module import load_training_module
+
+    domain.write(home / "used_gts", OLD_SEASON_FILES, "old", seed=1, prefix="old")
+    domain.write(home / "new_gts", BATCH, "new", seed=2, prefix="new")
+    training = load_training_module(Settings(home=home, **domain.settings))  # type: ignore[arg-type]
+    result = training.train(home / "used_gts", n_folds=3, random_state=42, n_jobs=1)
+    pickle = home / training.first_model_path
+    joblib.dump(result.model, pickle)
+    pickle.chmod(0o600)
 
 
 @pytest.fixture(scope="session")
-def registered_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a home whose production is a model of the old season, with a new season waiting."""
+def template_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Domain], Path]:
+    """Give a maker of registered homes, one for each training module."""
     import register_first_model
-    import train_classification_model as training
     from pipeline_settings import Settings
 
-    home = make_home(tmp_path_factory.mktemp("template") / "home")
-    write_recordings(home / "used_gts", OLD_SEASON_FILES, "old", seed=1, prefix="old")
-    write_recordings(home / "new_gts", BATCH, "new", seed=2, prefix="new")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "make_classifier", make_fast_classifier)
-        result = training.train_classification_model(home / "used_gts", n_folds=3, n_jobs=1)
-    training.write_first_model(result.model, home / training.FIRST_MODEL_PATH)
-    register_first_model.register_first_model(Settings(home=home))
-    return home
+    @functools.cache
+    def make(module_name: str) -> Path:
+        (domain,) = [one for one in DOMAINS.values() if one.module_name == module_name]
+        home = make_home(tmp_path_factory.mktemp("template") / "home")
+        with pytest.MonkeyPatch.context() as patch:
+            train_small_models(patch)
+            write_home(home, domain)
+        settings = Settings(home=home, **domain.settings)  # type: ignore[arg-type]
+        register_first_model.register_first_model(settings)
+        return home
+
+    return lambda domain: make(domain.module_name)
 
 
 @pytest.fixture
-def home(registered_template: Path, tmp_path: Path) -> Path:
-    """Give a fresh copy of the registered home."""
-    return copy_home(registered_template, tmp_path / "home")
+def domain(request: pytest.FixtureRequest) -> Domain:
+    """Give the training module of a test: the default one, or that of `both_modules`."""
+    return DOMAINS[getattr(request, "param", "stems")]
+
+
+@pytest.fixture(scope="session")
+def registered_template(template_of: Callable[[Domain], Path]) -> Path:
+    """Give a home whose production is a model of the old season, with a new season waiting."""
+    return template_of(DOMAINS["stems"])
+
+
+@pytest.fixture
+def home(template_of: Callable[[Domain], Path], domain: Domain, tmp_path: Path) -> Path:
+    """Give a fresh copy of a registered home."""
+    return copy_home(template_of(domain), tmp_path / "home")
 
 
 @pytest.fixture
@@ -198,12 +279,12 @@ def ten_seconds() -> Iterator[None]:
 
 
 @pytest.fixture
-def settings_of() -> Callable[..., Any]:
+def settings_of(domain: Domain) -> Callable[..., Any]:
     """Give a maker of quick settings for a home."""
     from pipeline_settings import Settings
 
     def make(home: Path, **values: Any) -> Any:
-        return Settings(home=home, **{**FAST, **values})
+        return Settings(home=home, **{**FAST, **domain.settings, **values})
 
     return make
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -22,6 +24,8 @@ from conftest import (
     FAST,
     OLD_SEASON_FILES,
     ROOT,
+    Domain,
+    both_modules,
     make_home,
     script,
     write_mislabelled,
@@ -116,6 +120,7 @@ class TestTrigger:
         assert (home / "new_gts/rejected" / bad.name).read_text() == "object_id,frames\n1,2\n"
         assert counts(settings_of(home)) == (2, 1)
 
+    @both_modules
     @pytest.mark.parametrize("move", [True, False], ids=["moved", "copied"])
     def test_a_used_recording_is_refused_as_a_duplicate(
         self, home: Path, settings_of: SettingsOf, *, move: bool
@@ -232,6 +237,7 @@ class TestPromotion:
         settings = settings_of(home)
         return home, settings, run_orchestrator(settings)
 
+    @both_modules
     def test_a_better_challenger_becomes_production(self, promoted: tuple[Path, Any, Any]) -> None:
         """The alias moves, the old version stays within reach, the files are archived."""
         home, settings, result = promoted
@@ -243,6 +249,7 @@ class TestPromotion:
         assert not (home / ".pipeline_state.json").exists()
         assert list(home.glob(".training-*")) == []
 
+    @both_modules
     def test_the_second_run_changes_nothing(self, promoted: tuple[Path, Any, Any]) -> None:
         """No file, run or version is new."""
         home, settings, _ = promoted
@@ -250,6 +257,7 @@ class TestPromotion:
         assert run_orchestrator(settings).outcome is Outcome.WAITING
         assert (contents(home / "used_gts"), counts(settings)) == (before, runs_before)
 
+    @both_modules
     def test_the_version_tells_why(self, promoted: tuple[Path, Any, Any]) -> None:
         """Verdict, manifest and digests stand on the version, the details beside its run."""
         home, settings, result = promoted
@@ -476,6 +484,7 @@ class TestDecide:
 class TestNoPromotion:
     """A challenger that is not better."""
 
+    @both_modules
     def test_a_loser_stays_a_challenger(self, home: Path, settings_of: SettingsOf) -> None:
         """Registered with its verdict, files stay, production stays; then nothing is repeated."""
         settings = settings_of(home, min_improvement=90)
@@ -543,6 +552,7 @@ class TestNoPromotion:
         write_mislabelled(home / "new_gts", seed=5)
         train = training.train_classification_model
 
+        @functools.wraps(train)
         def train_a_forgetful_one(*values: Any, **named: Any) -> Any:
             result = train(*values, **named)
             old = ~result.out_of_fold.index.str.startswith("wrong")
@@ -581,10 +591,11 @@ class TestNoPromotion:
 class TestNoVerdict:
     """What cannot be compared is never promoted."""
 
+    @both_modules
     @pytest.mark.parametrize(
         ("spoil", "code"),
         [
-            (lambda errors: errors.assign(error_percent=float("nan")), "INVALID_ERRORS"),
+            (lambda errors: errors * float("nan"), "INVALID_ERRORS"),
             (lambda errors: errors.drop("new_01.csv"), "DIFFERENT_RECORDINGS"),
         ],
     )
@@ -593,25 +604,28 @@ class TestNoVerdict:
         home: Path,
         settings_of: SettingsOf,
         monkeypatch: pytest.MonkeyPatch,
+        domain: Domain,
         spoil: Callable[[pd.DataFrame], pd.DataFrame],
         code: str,
     ) -> None:
         """Missing errors, or errors of other recordings: one line with the code."""
-        train = training.train_classification_model
+        train = domain.module.train_classification_model
 
+        @functools.wraps(train)
         def train_and_spoil(*values: Any, **named: Any) -> Any:
-            result = train(*values, **named)
-            return dataclasses.replace(result, out_of_fold=spoil(result.out_of_fold))
+            result = vars(train(*values, **named))
+            return SimpleNamespace(**{**result, "out_of_fold": spoil(result["out_of_fold"])})
 
         settings = settings_of(home)
         before = contents(home / "new_gts")
         with monkeypatch.context() as patch, pytest.raises(PipelineError, match=code):
-            patch.setattr(training, "train_classification_model", train_and_spoil)
+            patch.setattr(domain.module, "train_classification_model", train_and_spoil)
             run_orchestrator(settings)
         assert registry_of(settings).production_number() == 1
         assert contents(home / "new_gts") == before
         assert run_orchestrator(settings).outcome is Outcome.PROMOTED
 
+    @both_modules
     def test_a_used_recording_among_the_new_ones_is_a_leak(
         self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -623,6 +637,7 @@ class TestNoVerdict:
         assert result.outcome is Outcome.NOT_PROMOTED
         assert result.facts["verdict"]["reasons"] == ["TEST_LEAK"]
 
+    @both_modules
     def test_the_same_inputs_have_the_same_verdict(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -953,6 +968,7 @@ def recorder(home: Path) -> tuple[str, Callable[[], list[dict[str, Any]]]]:
 class TestNotifications:
     """The operator's commands."""
 
+    @both_modules
     def test_a_change_is_told_even_after_a_crash(
         self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:
