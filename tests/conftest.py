@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +30,20 @@ BATCH = 6
 SERVER_SECONDS = "14400"
 """A server ends by itself, even if the process that started it is killed."""
 FAST = {"min_new_files": BATCH, "n_folds": 3, "n_jobs": 1}
-FAST_WORDS = [
-    word for name, value in FAST.items() for word in (f"--{name.replace('_', '-')}", str(value))
-]
-"""The same on a command line."""
-
 OWN_MODEL = ROOT / "docs" / "own_model"
 sys.path[:0] = [str(ROOT), str(OWN_MODEL)]
+
+
+def flags_of(values: Mapping[str, object]) -> list[str]:
+    """Return settings as words of a command line."""
+    return [
+        word
+        for name, value in values.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+FAST_WORDS = flags_of(FAST)
 
 
 @dataclass(frozen=True)

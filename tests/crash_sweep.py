@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import hashlib
 import importlib
 import json
@@ -39,13 +40,16 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
+import pytest
 from conftest import (
     BATCH,
+    DOMAINS,
     FAST_WORDS,
-    OLD_SEASON_FILES,
     copy_home,
-    make_fast_classifier,
+    flags_of,
     make_home,
+    train_small_models,
+    write_home,
     write_mislabelled,
 )
 from sample_gts import write_recordings
@@ -55,13 +59,13 @@ import cycle_report
 import model_registry
 import pipeline_orchestrator
 import register_first_model
-import train_classification_model as training
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 COUNTED = {
     *("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate"),
     *("sqlite3.connect", "socket.connect"),
 }
+OTHER = flags_of(DOMAINS["grain"].settings)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,16 @@ def cycle(home: list[str]) -> int:
     """Run the orchestrator, which tells of a change of production."""
     tell = f"tee {shlex.quote(str(Path(home[1]).parent / 'told.json'))}"
     return pipeline_orchestrator.main(["run", *FAST_WORDS, "--on-promotion", tell, *home])
+
+
+def cycle_of_other(home: list[str]) -> int:
+    """Run the orchestrator with another training module."""
+    return cycle([*home, *OTHER])
+
+
+def register_other(home: list[str]) -> int:
+    """Register the first model of another training module."""
+    return register_first_model.main([*home, *OTHER])
 
 
 def register(home: list[str]) -> int:
@@ -121,7 +135,7 @@ def warm_up() -> None:
     sys.modules["mlflow.utils.requirements_utils"]._init_packages_to_modules_map()
     schema = model_registry._schema_needed()
     model_registry._schema_needed = lambda: schema
-    training.make_classifier = make_fast_classifier
+    train_small_models(pytest.MonkeyPatch())
     cycle_report.feature_shifts = lambda *_: ()
     command_line.stop_request = command_line.StopRequest()
 
@@ -308,36 +322,79 @@ def sweep(scenario: Scenario, folder: Path, sample: int, n_random: int) -> tuple
     return len(plans), wrong
 
 
-def make_scenarios(folder: Path) -> list[Scenario]:
-    """Prepare the homes that the commands start from."""
-    bare = make_home(folder / "bare")
-    write_recordings(bare / "used_gts", OLD_SEASON_FILES, "old", seed=1, prefix="old")
-    write_recordings(bare / "new_gts", BATCH, "new", seed=2, prefix="new")
-    shutil.copy(bare / "used_gts/old_01.csv", bare / "new_gts/again.csv")
-    (bare / "new_gts/old_02.csv").write_bytes((bare / "new_gts/new_01.csv").read_bytes() + b"x\n")
-    (bare / "new_gts/old_03.csv").write_bytes((bare / "new_gts/new_02.csv").read_bytes())
-    (bare / "new_gts/new_02.csv").unlink()
-    result = training.train_classification_model(bare / "used_gts", n_folds=3, n_jobs=1)
-    training.write_first_model(result.model, bare / training.FIRST_MODEL_PATH)
-    registered = _after(register, bare, folder / "registered")
-    promoted = _after(cycle, registered, folder / "promoted")
-    older = copy_home(registered, folder / "older")
-    run_forked(_downgrade, older)
-    misled = copy_home(registered, folder / "misled")
-    shutil.rmtree(misled / "new_gts")
-    write_mislabelled(misled / "new_gts", seed=2)
-    run_forked(cycle, misled)
-    write_recordings(misled / "new_gts", BATCH, "old", seed=3, prefix="right")
-    lost = _after(cycle, misled, folder / "lost" / "home")
-    if "lost its probation" not in (lost.parent / "log.txt").read_text():
-        sys.exit("the scenario of a lost probation loses none")
-    return [
-        Scenario("a cycle with a promotion", registered, (cycle,)),
-        Scenario("the first registration", bare, (register, cycle)),
-        Scenario("upgrade-store", older, (upgrade, cycle)),
-        Scenario("a rollback", promoted, (rollback, cycle)),
-        Scenario("a lost probation", misled, (cycle, cycle)),
-    ]
+class Homes:
+    """The homes that the commands start from, each prepared when it is first asked for.
+
+    Parameters
+    ----------
+    folder
+        Where they are made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @functools.cached_property
+    def bare(self) -> Path:
+        """A first model and new recordings, duplicates and a damaged one among them; no store."""
+        home = make_home(self._folder / "bare")
+        write_home(home, DOMAINS["stems"])
+        new = home / "new_gts"
+        shutil.copy(home / "used_gts/old_01.csv", new / "again.csv")
+        (new / "old_02.csv").write_bytes((new / "new_01.csv").read_bytes() + b"x\n")
+        (new / "old_03.csv").write_bytes((new / "new_02.csv").read_bytes())
+        (new / "new_02.csv").unlink()
+        return home
+
+    @functools.cached_property
+    def registered(self) -> Path:
+        """The first model is production."""
+        return _after(register, self.bare, self._folder / "registered")
+
+    @functools.cached_property
+    def promoted(self) -> Path:
+        """A retrained one is."""
+        return _after(cycle, self.registered, self._folder / "promoted")
+
+    @functools.cached_property
+    def older(self) -> Path:
+        """The store has an older schema."""
+        home = copy_home(self.registered, self._folder / "older")
+        run_forked(_downgrade, home)
+        return home
+
+    @functools.cached_property
+    def misled(self) -> Path:
+        """Production learnt wrong labels, and right ones arrive."""
+        home = copy_home(self.registered, self._folder / "misled")
+        shutil.rmtree(home / "new_gts")
+        write_mislabelled(home / "new_gts", seed=2)
+        run_forked(cycle, home)
+        write_recordings(home / "new_gts", BATCH, "old", seed=3, prefix="right")
+        lost = _after(cycle, home, self._folder / "lost" / "home")
+        if "lost its probation" not in (lost.parent / "log.txt").read_text():
+            sys.exit("the scenario of a lost probation loses none")
+        return home
+
+    @functools.cached_property
+    def other(self) -> Path:
+        """The first model of another training module is production."""
+        home = make_home(self._folder / "other bare")
+        write_home(home, DOMAINS["grain"])
+        shutil.copy(home / "used_gts/old_01.csv", home / "new_gts/again.csv")
+        (home / "new_gts/bad.csv").write_text("length_mm\n6.5\n")
+        return _after(register_other, home, self._folder / "other")
+
+
+SCENARIOS: dict[str, tuple[str, tuple[Callable[[list[str]], int], ...]]] = {
+    "a cycle with a promotion": ("registered", (cycle,)),
+    "the first registration": ("bare", (register, cycle)),
+    "upgrade-store": ("older", (upgrade, cycle)),
+    "a rollback": ("promoted", (rollback, cycle)),
+    "a lost probation": ("misled", (cycle, cycle)),
+    "a cycle of another model": ("other", (cycle_of_other,)),
+}
+"""Name -> home and commands."""
 
 
 def _after(command: Callable[[list[str]], int], template: Path, home: Path) -> Path:
@@ -385,9 +442,11 @@ def main() -> int:
     rows: list[list[Any]] = []
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="crash-sweep-") as name:
-        for scenario in make_scenarios(Path(name)):
-            if options.scenario not in scenario.name:
+        homes = Homes(Path(name))
+        for title, (home, commands) in SCENARIOS.items():
+            if options.scenario not in title:
                 continue
+            scenario = Scenario(title, getattr(homes, home), commands)
             tried, differed = sweep(
                 scenario, Path(name) / "sweep" / scenario.name, options.sample, options.random
             )

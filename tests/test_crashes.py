@@ -11,12 +11,11 @@ from conftest import run_sweep
 
 
 def test_a_killed_cycle_is_finished_by_the_next_run() -> None:
-    """At two points of a cycle and at one random instant."""
-    printed = run_sweep(
-        "crash_sweep.py", "--scenario", "promotion", "--sample", "2", "--random", "1"
-    )
+    """At two points and a random instant of a cycle, with each of two training modules."""
+    printed = run_sweep("crash_sweep.py", "--scenario", "a cycle", "--sample", "2", "--random", "1")
     result = json.loads(printed.splitlines()[-1])
-    assert result["killed"] >= 3
+    assert result["scenarios"] == 2
+    assert result["killed"] >= 6
     assert result["differences"] == 0
 
 
@@ -27,5 +26,5 @@ def test_no_command_leaves_a_trace_of_its_death(figure: Callable[[str, Any], Non
     print(f"\n{printed}")
     result = json.loads(printed.splitlines()[-1])
     figure("commands killed at points and instants, differences from an uninterrupted twin", result)
-    assert result["scenarios"] == 5
+    assert result["scenarios"] == 6
     assert result["differences"] == 0
