@@ -8,6 +8,7 @@ Usage: `python docs/own_model/grain_quality.py --home HOME` trains the first mod
 
 import argparse
 import csv
+import importlib
 import io
 import re
 import sys
@@ -26,7 +27,7 @@ LABEL, CLASSES = "quality", ("sound", "broken", "mouldy")
 N_TREES = 100
 
 MODEL_COLUMNS = FEATURES
-TRUSTED_TYPES = ("numpy.dtype", "sklearn.tree._tree.Tree")
+TRUSTED_TYPES = ("sklearn.tree._tree.Tree",)
 PACKAGES = ("scikit-learn", "numpy", "pandas", "scipy", "joblib", "skops")
 ERROR_NAME, ERROR_UNIT, ERROR_COLUMN = "error rate", "%", "error_rate"
 FEATURES_IN_WORDS = "Sizes are in mm, brightness is from 0 to 255, moisture in percent of the mass."
@@ -104,7 +105,7 @@ def main() -> int:
         result = train_classification_model(home / "used_gts", n_folds=5, random_state=42)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    target = home / "model" / "grain_quality.pkl"
+    target = home / "model" / f"{Path(__file__).stem}.pkl"
     target.parent.mkdir(exist_ok=True)
     joblib.dump(result.model, target)
     target.chmod(0o644)  # a pickle that others may write is refused
@@ -113,6 +114,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    import grain_quality  # a class of this file would be pickled as __main__.Class
-
-    sys.exit(grain_quality.main())
+    # Under its own name: a class of this file would be pickled as __main__.Class.
+    sys.exit(importlib.import_module(Path(__file__).stem).main())
