@@ -1149,20 +1149,29 @@ class ModelRegistry:
         -----
         The client repeats a POST whose reply was lost; of versions with one cycle id only the
         one returned stays.
+
+        Raises
+        ------
+        PipelineError
+            If the model holds a type that its module does not trust.
         """
         training.check_unchanged()
         content = manifest.to_bytes()
         self.log_file(content, MANIFEST_FILE)
-        logged = self._mlflow.sklearn.log_model(
-            model,
-            name="model",
-            serialization_format="skops",
-            signature=_signature(input_example, model.predict(input_example), training),
-            input_example=input_example,
-            pip_requirements=requirements(training),
-            code_paths=[str(training.path)],
-            skops_trusted_types=list(training.trusted_types),
-        )
+        try:
+            logged = self._mlflow.sklearn.log_model(
+                model,
+                name="model",
+                serialization_format="skops",
+                signature=_signature(input_example, model.predict(input_example), training),
+                input_example=input_example,
+                pip_requirements=requirements(training),
+                code_paths=[str(training.path)],
+                skops_trusted_types=list(training.trusted_types),
+            )
+        except self._mlflow.MlflowException:
+            _check_types(model, training)
+            raise
         location = self._client.get_logged_model(logged.model_id).artifact_location
         run_location = self._client.get_run(run_id).info.artifact_uri
         for uri in (location, run_location):
@@ -1413,6 +1422,19 @@ def _signature(example: pd.DataFrame, predicted: Any, training: Training) -> Any
         for name, dtype in example.dtypes.items()
     ]
     return ModelSignature(Schema(columns), Schema([ColSpec(kind(np.asarray(predicted).dtype))]))
+
+
+def _check_types(model: Any, training: Training) -> None:
+    """Refuse a model that could be stored, but not loaded again."""
+    import skops.io
+
+    needed = set(skops.io.get_untrusted_types(data=skops.io.dumps(model)))
+    missing = sorted(needed - set(training.trusted_types))
+    if missing:
+        raise PipelineError(
+            f"{training.path.name}: the model holds types that TRUSTED_TYPES lacks: "
+            f"{', '.join(missing)}; add them if you trust them"
+        )
 
 
 def _load_skops(path: Path, number: int, trusted_types: tuple[str, ...]) -> Any:

@@ -9,7 +9,7 @@ must have. Nothing heavy is imported here, until a module is loaded.
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import sys
@@ -385,9 +385,7 @@ class Training:
 
     def package_versions(self) -> dict[str, str]:
         """Return the installed version of each package that a stored model needs."""
-        from importlib.metadata import version
-
-        return {name: version(name) for name in self.module.PACKAGES}
+        return {name: importlib.metadata.version(name) for name in self.module.PACKAGES}
 
     def check_unchanged(self) -> None:
         """Refuse to store a model beside other code than that which made it.
@@ -494,7 +492,12 @@ def _loaded(path: Path) -> Training:
             raise PipelineError(f"{path} lacks the constant {name}, {kinds}; {SEE}")
     for name, (positional, keywords) in FUNCTIONS.items():
         _check_function(module, path, name, positional, keywords)
-    return Training(module, path, code_sha256)
+    training = Training(module, path, code_sha256)
+    try:
+        training.package_versions()
+    except importlib.metadata.PackageNotFoundError as error:
+        raise PipelineError(f"{path}: PACKAGES names {error.name}, not installed; {SEE}") from error
+    return training
 
 
 def _imported(path: Path) -> ModuleType:
