@@ -1,0 +1,367 @@
+"""What the pipeline asks of a training module, and what it says of one that lacks it."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import DOMAINS, ROOT, Domain, both_modules, make_home, write_home
+
+import model_registry
+import register_first_model
+from dask_cluster import joblib_backend
+from pipeline_orchestrator import main
+from pipeline_settings import PipelineError, Settings
+from training_module import (
+    CONSTANTS,
+    FUNCTIONS,
+    Training,
+    TrainingModule,
+    TrainingResult,
+    load_training_module,
+)
+
+WHOLE = """
+from types import SimpleNamespace
+
+import pandas as pd
+
+MODEL_COLUMNS, TRUSTED_TYPES, PACKAGES = ("size",), (), ("pandas",)
+ERROR_NAME, ERROR_UNIT, ERROR_COLUMN = "error", "mm", "off"
+
+def parse_ground_truth(content, name):
+    return pd.DataFrame({"size": [float(content)]})
+
+def train_classification_model(folder, *, n_folds, random_state):
+    parts = {path.name: parse_ground_truth(path.read_bytes(), path.name)
+             for path in folder.glob("*.csv")}
+    rows = pd.concat(parts, names=["file"]).reset_index("file")
+    errors = count_errors(rows, rows["size"])
+    return SimpleNamespace(model=None, out_of_fold=errors, in_sample=errors, input_example=rows,
+                           row_counts=dict.fromkeys(parts, 1))
+
+def count_errors(rows, predicted):
+    return pd.DataFrame({"off": 0.0}, index=pd.Index(rows["file"].unique(), name="file"))
+"""
+"""A module with everything that is needed, and nothing else."""
+
+
+CHANGES_ITSELF = """
+_parse = parse_ground_truth
+
+def parse_ground_truth(content, name):
+    Path(__file__).write_text("# another one")
+    return _parse(content, name)
+"""
+
+
+class SizeModel:
+    """Predicts what it is given, and remembers that."""
+
+    def predict(self, rows: Any) -> Any:
+        self.columns = list(rows.columns)
+        return rows["size"]
+
+
+@pytest.fixture
+def module_of(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Give a writer of modules; each has a name of its own, for modules are loaded once."""
+    before, folders = set(sys.modules), list(sys.path)
+    numbers = itertools.count()
+
+    def write(source: str, name: str = "") -> Path:
+        path = tmp_path / f"{name or f'module_{next(numbers)}'}.py"
+        path.write_text(source)
+        return path
+
+    yield write
+    sys.path[:] = folders
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def load(path: Path) -> Training:
+    """Load a module as a command does."""
+    return load_training_module(Settings(training_module=str(path)))
+
+
+def refusal(path: Path) -> str:
+    """Return the one line with which a module is refused."""
+    with pytest.raises(PipelineError) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class TestLoading:
+    """Checked when it is loaded, before anything is read or trained."""
+
+    def test_what_is_needed_is_enough(self, module_of: Callable[..., Path]) -> None:
+        """Everything optional has its documented default."""
+        training = load(module_of(WHOLE))
+        assert (training.error_name, training.error_unit) == ("error", "mm")
+        assert (training.counted_things, training.described_things) == ("", "rows")
+        assert training.optional_columns == ()
+        assert training.feature_table is None
+        assert training.feature_version() == ""
+        assert training.first_model_path == Path("model", f"{training.name}.pkl")
+        rows = training.parse(b"6.5", "a.csv")
+        assert rows.to_dict("list") == {"size": [6.5], "file": ["a.csv"]}
+        assert training.data_quality_note(rows) == ""
+        assert training.errors_without_a_model(rows) is None
+        model = SizeModel()
+        assert training.as_row_model(model) is model
+        assert training.errors(model, rows)["error"].to_dict() == {"a.csv": 0.0}
+        assert model.columns == ["size"]
+
+    @both_modules
+    def test_the_modules_of_this_project_keep_it(self, domain: Domain) -> None:
+        """The default one and the template."""
+        training = load_training_module(Settings(**domain.settings))  # type: ignore[arg-type]
+        assert training.module is domain.module
+
+    @pytest.mark.parametrize("name", CONSTANTS)
+    def test_a_missing_constant_is_named(self, module_of: Callable[..., Path], name: str) -> None:
+        """With its kind and where to read on; so is one of another kind."""
+        kind = "a text" if name.startswith("ERROR_") else "a tuple of texts"
+        for change in (f"del {name}", f"{name} = 7"):
+            path = module_of(f"{WHOLE}\n{change}\n")
+            expected = (
+                f"{path} lacks the constant {name}, {kind}; see 'Your own model' in README.md"
+            )
+            assert refusal(path) == expected
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("parse_ground_truth", "(content, name)"),
+            ("train_classification_model", "(folder, *, n_folds, random_state)"),
+            ("count_errors", "(rows, predicted)"),
+        ],
+    )
+    def test_a_missing_or_wrong_function_is_named(
+        self, module_of: Callable[..., Path], name: str, words: str
+    ) -> None:
+        """With the arguments that it is called with."""
+        for change in (f"del {name}", f"{name} = 'a text'"):
+            path = module_of(f"{WHOLE}\n{change}\n")
+            assert f"{path} lacks the function {name}{words}; see" in refusal(path)
+        path = module_of(f"{WHOLE}\ndef {name}(one):\n    return one\n")
+        assert f"{path}: {name} cannot be called as {name}{words}: " in refusal(path)
+
+    @pytest.mark.parametrize(
+        ("source", "text"),
+        [
+            ("def wrong(:\n", "does not load: SyntaxError: "),
+            ("import no_such_package\n", "does not load: ModuleNotFoundError: No module named"),
+            ("1 / 0\n", "does not load: ZeroDivisionError: division by zero"),
+            (b"\xff\x00".decode("latin-1"), "does not load: "),
+        ],
+        ids=["syntax", "missing package", "fails", "binary"],
+    )
+    def test_a_module_that_does_not_import(
+        self, module_of: Callable[..., Path], source: str, text: str
+    ) -> None:
+        """With Python's own reason; mended, it loads in the same process."""
+        path = module_of(source)
+        assert refusal(path).startswith(f"{path} {text}")
+        path.write_text(WHOLE)
+        assert load(path).name == path.stem
+
+    def test_a_package_that_is_not_installed(self, module_of: Callable[..., Path]) -> None:
+        """A stored model would need it."""
+        path = module_of(f"{WHOLE}\nPACKAGES = ('pandas', 'no-such-package')\n")
+        assert refusal(path).startswith(
+            f"{path}: PACKAGES names no-such-package, not installed; see"
+        )
+
+    def test_a_name_that_is_taken(self, module_of: Callable[..., Path]) -> None:
+        """Stored models would refer to the other one."""
+        path = module_of(WHOLE, "json")
+        assert refusal(path) == f"{path}: another module is called 'json'; rename the file"
+
+
+class TestCommands:
+    """The real commands say the same, in one line."""
+
+    def status(self, capsys: pytest.CaptureFixture[str], run: Callable[[], int]) -> tuple[int, str]:
+        """Return the exit status and the only line of standard error."""
+        status = run()
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1, captured.err
+        return status, captured.err
+
+    @pytest.mark.parametrize("name", ["nowhere.py", "no_such_name"])
+    def test_a_file_that_is_not_there(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    ) -> None:
+        """Status 2 at every start, also on a night without news."""
+        home = make_home(tmp_path / "home")
+        words = ["--home", str(home), "--training-module", name]
+        for run in (lambda: main(words), lambda: register_first_model.main(words)):
+            status, line = self.status(capsys, run)
+            assert status == 2
+            assert line.startswith(f"error: --training-module {name}: there is no /")
+
+    def test_a_module_that_is_wrong(
+        self, tmp_path: Path, module_of: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Status 1, and no store is created."""
+        home = make_home(tmp_path / "home")
+        path = module_of(f"{WHOLE}\ndel count_errors\n")
+        words = ["--home", str(home), "--training-module", str(path)]
+        status, line = self.status(capsys, lambda: register_first_model.main(words))
+        assert status == 1
+        assert line.startswith(f"error: {path} lacks the function count_errors(rows, predicted)")
+        assert not (home / "mlflow_server/backend_db/mlflow.db").exists()
+
+    def test_a_registered_home_says_it_too(
+        self, home: Path, module_of: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Before a file is moved or a run is begun."""
+        path = module_of("import no_such_package\n")
+        (home / "new_gts" / "bad.csv").write_text("nonsense\n")
+        words = ["--min-new-files", "1", "--quiet", "--training-module", str(path)]
+        status, line = self.status(capsys, lambda: main([*words, "--home", str(home)]))
+        assert (status, line.startswith(f"error: {path} does not load: ")) == (1, True)
+        assert (home / "new_gts" / "bad.csv").exists()
+
+
+class TestWhatItReturns:
+    """Checked when it comes back."""
+
+    def test_a_table_without_its_column(self, module_of: Callable[..., Path]) -> None:
+        """The file, the function and the column are named."""
+        path = module_of(WHOLE.replace('{"off": 0.0}', '{"other": 0.0}'))
+        training = load(path)
+        with pytest.raises(PipelineError) as caught:
+            training.errors(SizeModel(), training.parse(b"6.5", "a.csv"))
+        assert str(caught.value) == (
+            f"{path.name}: the table of count_errors has no column 'off'; see 'Your own model' in "
+            "README.md"
+        )
+
+    def test_a_training_that_leaves_a_file_out(
+        self, module_of: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        """Names may end in .CSV as well."""
+        path = module_of(WHOLE)
+        folder = tmp_path / "recordings"
+        folder.mkdir()
+        for name in ("a.csv", "b.CSV"):
+            (folder / name).write_text("6.5")
+        with pytest.raises(PipelineError, match=f"{path.name} did not train on b.CSV; see"):
+            load(path).train(folder, n_folds=2, random_state=0)
+
+    def test_a_training_that_is_not_possible(
+        self, module_of: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        """Its ValueError is the message."""
+        path = module_of(
+            f"{WHOLE}\ndef parse_ground_truth(content, name):\n    raise ValueError(1)"
+        )
+        (tmp_path / "a.csv").touch()
+        with pytest.raises(PipelineError, match="^cannot retrain: 1$"):
+            load(path).train(tmp_path, n_folds=2, random_state=0)
+
+
+@pytest.mark.usefixtures("fast_training")
+class TestWhileItRuns:
+    """A cycle with a module that changes, or that cannot do what is asked."""
+
+    def test_a_file_that_changes_is_not_stored(
+        self, tmp_path: Path, module_of: Callable[..., Path]
+    ) -> None:
+        """No version has code beside it that did not make it."""
+        grain = DOMAINS["grain"]
+        home = make_home(tmp_path / "home")
+        write_home(home, grain)
+        source = Path(grain.module.__file__).read_text()
+        path = module_of(f"{source}\n{CHANGES_ITSELF}", "restless")
+        (home / "model/grain_quality.pkl").rename(home / "model/restless.pkl")
+        settings = Settings(home=home, training_module=str(path), model_name="Restless")
+        with pytest.raises(PipelineError) as caught:
+            register_first_model.register_first_model(settings)
+        assert str(caught.value) == (
+            f"{path} was changed while this ran; nothing is registered with code that did not "
+            "make it: run again"
+        )
+        assert model_registry.open_registry(settings).production_number() is None
+
+    def test_a_type_that_is_not_trusted(
+        self, tmp_path: Path, module_of: Callable[..., Path]
+    ) -> None:
+        """The message has what to add."""
+        grain = DOMAINS["grain"]
+        home = make_home(tmp_path / "home")
+        write_home(home, grain)
+        source = Path(grain.module.__file__).read_text()
+        path = module_of(f"{source}\nTRUSTED_TYPES = ()\n", "suspicious")
+        (home / "model/grain_quality.pkl").rename(home / "model/suspicious.pkl")
+        settings = Settings(home=home, training_module=str(path), model_name="Suspicious")
+        with pytest.raises(PipelineError) as caught:
+            register_first_model.register_first_model(settings)
+        assert str(caught.value) == (
+            "suspicious.py: the model holds types that TRUSTED_TYPES lacks: "
+            "sklearn.tree._tree.Tree; add them if you trust them"
+        )
+        assert model_registry.open_registry(settings).production_number() is None
+
+    def test_a_cluster_needs_a_backend(self, tmp_path: Path) -> None:
+        """Said before a scheduler is asked."""
+        settings = Settings(
+            home=tmp_path,
+            backend="dask",
+            scheduler="tcp://127.0.0.1:9",
+            **DOMAINS["grain"].settings,  # type: ignore[arg-type]
+        )
+        with pytest.raises(PipelineError) as caught, joblib_backend(settings, load_grain()):
+            pass
+        assert str(caught.value) == (
+            "--backend dask: train_classification_model of grain_quality.py has no argument "
+            "backend; --backend local does without"
+        )
+
+
+def load_grain() -> Training:
+    """Load the template."""
+    return load(Path(DOMAINS["grain"].settings["training_module"]))
+
+
+class TestDocuments:
+    """The README and the contract say the same as the check."""
+
+    SECTION = (ROOT / "README.md").read_text().split("## Your own model in 20 minutes")[-1]
+
+    def rows(self, heading: str) -> list[str]:
+        """Return the names in the first column of a table."""
+        table = self.SECTION.split("\n## ")[0].split(f"| {heading} |")[1].split("\n\n")[0]
+        cells = [line.split(" | ")[0] for line in table.splitlines()[2:]]
+        return [part.split("(")[0] for cell in cells for part in cell.split("`")[1::2]]
+
+    def test_what_a_module_must_have(self) -> None:
+        """Every constant and function, and no other."""
+        assert sorted(self.rows("needed")) == sorted([*CONSTANTS, *FUNCTIONS])
+
+    def test_what_is_optional(self) -> None:
+        """The README names what the docstrings of the contract name."""
+        notes = str(TrainingModule.__doc__).split("Notes\n")[1]
+        of_module = [
+            part.split("(")[0]
+            for line in notes.splitlines()
+            if line.lstrip().startswith("- `")
+            for part in line.split(": ")[0].split("`")[1::2]
+        ]
+        of_result = ["data_quality", "features", "importance"]
+        assert all(f"`{name}`" in str(TrainingResult.__doc__) for name in of_result)
+        of_training = ["n_jobs", "backend", "tables"]
+        told = str(inspect.getdoc(TrainingModule.train_classification_model))
+        assert all(f"`{name}`" in told for name in of_training)
+        assert sorted(self.rows("optional")) == sorted([*of_module, *of_result, *of_training])
