@@ -43,7 +43,10 @@ from pipeline_settings import (
 README = (ROOT / "README.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 BOTH = README + OPERATIONS
-SCRIPTS = ("pipeline_orchestrator.py", "register_first_model.py", "train_classification_model.py")
+SCRIPTS = (
+    *("pipeline_orchestrator.py", "register_first_model.py", "train_classification_model.py"),
+    *("docs/own_model/grain_quality.py", "docs/own_model/make_samples.py"),
+)
 FOLDER, SECOND_HOME = "/srv/stems", "/srv/oaks"
 
 RUN_ELSEWHERE = {
@@ -425,8 +428,9 @@ class TestAFreshMachine:
         for line in shell_lines(README):
             if not run_elsewhere(line):
                 machine.run(line)
-        state = machine.run(".venv/bin/python pipeline_orchestrator.py status")
-        assert "production: version 2 " in state
+        for home in ("", " --home /srv/grain --model-name Grain"):
+            state = machine.run(f".venv/bin/python pipeline_orchestrator.py status{home}")
+            assert "production: version 2 " in state
         for line in shell_lines(OPERATIONS):
             if not run_elsewhere(line):
                 machine.run(line)
