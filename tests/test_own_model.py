@@ -17,7 +17,17 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import BATCH, DOMAINS, FAST, OLD_SEASON_FILES, OWN_MODEL, ROOT, Domain, make_home
+from conftest import (
+    BATCH,
+    DOMAINS,
+    FAST,
+    OLD_SEASON_FILES,
+    OWN_MODEL,
+    ROOT,
+    Domain,
+    flags_of,
+    make_home,
+)
 from make_samples import make_sample, write_samples
 
 import model_registry
@@ -26,13 +36,9 @@ from pipeline_settings import Settings
 from register_first_model import register_first_model
 from training_module import load_training_module
 
-WORDS_OF_OTHERS = re.compile(r"(?i)\b\w*(?:(?<!sy)stems?\b|Stem(?=[A-Z])|count|track)\w*")
+WORDS_OF_STEMS = re.compile(r"(?i)\b\w*(?:(?<!sy)stems?\b|Stem(?=[A-Z])|count|track)\w*")
 """Of the default module: no other one's readers should meet them."""
-WORDS = [
-    word
-    for name, value in {**FAST, **DOMAINS["grain"].settings}.items()
-    for word in (f"--{name.replace('_', '-')}", str(value))
-]
+WORDS = flags_of({**FAST, **DOMAINS["grain"].settings})
 GOOD = "length_mm,width_mm,brightness,moisture_percent,quality\n6.5,3.2,170,12.1,sound\n"
 
 SETTINGS = Settings(**DOMAINS["grain"].settings)  # type: ignore[arg-type]
@@ -156,7 +162,7 @@ class TestLife:
 
     def test_a_whole_cycle(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Production fails on the new season and is replaced; nobody reads of other things."""
-        said = []
+        said: list[str] = []
 
         def run(*words: str) -> str:
             assert main([*words, *WORDS, "--home", str(home)]) == 0
@@ -187,7 +193,7 @@ class TestLife:
             assert text in page.read_text(), text
         for text in (*said, *texts_of(home)):
             elsewhere = text.replace(str(ROOT), "").replace(str(home), "")
-            assert WORDS_OF_OTHERS.findall(elsewhere) == []
+            assert WORDS_OF_STEMS.findall(elsewhere) == []
 
     def test_serving_takes_rows_as_they_are(self, home: Path) -> None:
         """Without the name of a file; the signature tells columns and types."""
