@@ -259,13 +259,14 @@ def trainings(folders: dict[int, Path]) -> Iterator[Figure]:
     )
     n_tracks = len(training._TrackTable.of(read(training.recording_paths(small))).labels)
     for count, folder in list(folders.items())[1:]:
-        large = train_apart(folder, 2)
+        large = [train_apart(folder, 2) for _ in range(5)]
         growth = count / N_RECORDINGS
         yield Figure(
             f"retraining on {count:,} recordings ({n_tracks * count // N_RECORDINGS:,} tracks) "
             f"in two processes, per recording, to {N_RECORDINGS}",
-            [large.seconds / one / growth for one in took[2]],
-            f"{large.seconds:.0f} s, peak {large.peak_mb:,.0f} MB",
+            [many.seconds / few / growth for many, few in zip(large, took[2], strict=True)],
+            f"{statistics.median(one.seconds for one in large):.0f} s, "
+            f"peak {max(one.peak_mb for one in large):,.0f} MB",
         )
 
 
@@ -277,7 +278,7 @@ def growing(folders: dict[int, Path]) -> Iterator[Figure]:
         f"reading {len(large):,} recordings to reading {len(small)} of them {growth:.0f} times",
         lambda: [len(one.labels) for one in read(large)],
         lambda: [read(small) for _ in range(round(growth))],
-        repetitions=2,
+        repetitions=5,
         warm_up=0,
     )
     with parallel_reading(), training._workers("loky", 2):
@@ -301,11 +302,17 @@ def parallel_reading() -> Iterator[None]:
 def final_fit(folder: Path) -> Iterator[Figure]:
     """Measure the one task that cannot be spread, up to the largest folder."""
     recordings = read(training.recording_paths(folder))
-    small, large = (fit_alone(recordings[: len(recordings) // share]) for share in (10, 1))
+    pairs = [
+        [fit_alone(recordings[: len(recordings) // share]) for share in (10, 1)] for _ in range(5)
+    ]
+    (few, n_few), (many, n_many) = (
+        (statistics.median(took for took, _ in runs), runs[0][1])
+        for runs in zip(*pairs, strict=True)
+    )
     yield Figure(
         "the final fit alone, per track: all recordings to a tenth of them",
-        [large[0] / large[1] / (small[0] / small[1])],
-        f"{large[1]:,} tracks {large[0]:.0f} s, {small[1]:,} tracks {small[0]:.1f} s",
+        [large / n_many / (small / n_few) for (small, _), (large, _) in pairs],
+        f"{n_many:,} tracks {many:.0f} s, {n_few:,} tracks {few:.1f} s",
     )
 
 
@@ -325,7 +332,6 @@ HEADER = """# Benchmarks
 Each figure is a ratio measured side by side in one run: its median, and its range over the
 repetitions. The absolute values are for orientation only: the machine had other work to do.
 Memory is the largest sum of the proportional set sizes (PSS) of **all** processes of a retraining.
-Where a large folder is compared with a small one, the large one ran once.
 Copies are easier to learn than new recordings, so their trees are smaller than real ones would be.
 
 | | ratio | range | asked | absolute |
