@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gts_folder import hash_bytes, hash_file, sync_folder
-from packaged_model import PackagedModel, needs_other_code
+from packaged_model import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, PackagedModel, needs_other_code
 from pipeline_settings import PipelineError, Settings, TryLaterError
 
 if TYPE_CHECKING:
@@ -1168,6 +1168,10 @@ class ModelRegistry:
                 pip_requirements=requirements(training),
                 code_paths=[str(training.path)],
                 skops_trusted_types=list(training.trusted_types),
+                metadata={
+                    REQUIRED_COLUMNS: list(training.required_columns),
+                    OPTIONAL_COLUMNS: list(training.optional_columns),
+                },
             )
         except self._mlflow.MlflowException:
             _check_types(model, training)
@@ -1409,7 +1413,12 @@ def requirements(training: Training) -> list[str]:
 
 
 def _signature(example: pd.DataFrame, predicted: Any, training: Training) -> Any:
-    """Return columns with their types in, one prediction per row out."""
+    """Return columns with their types in, one prediction per row out.
+
+    A model that checks its rows gets any columns. With types, MLflow would convert before the model
+    sees a row: any text in a column of booleans to true, an integer of 1.5 to 1. And it refuses
+    whole numbers in a column of floats where it reads a CSV itself.
+    """
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
@@ -1417,11 +1426,14 @@ def _signature(example: pd.DataFrame, predicted: Any, training: Training) -> Any
     def kind(dtype: Any) -> str:
         return {"i": "long", "f": "double", "b": "boolean"}.get(dtype.kind, "string")
 
+    outputs = Schema([ColSpec(kind(np.asarray(predicted).dtype))])
+    if training.checks_rows:
+        return ModelSignature(outputs=outputs)
     columns = [
         ColSpec(kind(dtype), name, required=name not in training.optional_columns)
         for name, dtype in example.dtypes.items()
     ]
-    return ModelSignature(Schema(columns), Schema([ColSpec(kind(np.asarray(predicted).dtype))]))
+    return ModelSignature(Schema(columns), outputs)
 
 
 def _check_types(model: Any, training: Training) -> None:

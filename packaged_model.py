@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     from training_module import Training
 
+REQUIRED_COLUMNS = "required_columns"
+OPTIONAL_COLUMNS = "optional_columns"
+"""In the metadata of a stored model, because its signature need not name any."""
+
 PREDICT = """
 import sys
 from mlflow.models import predict
@@ -66,7 +70,7 @@ class PackagedModel:
         Parameters
         ----------
         rows
-            Raw rows, with at least the columns of the version's signature.
+            Raw rows, with at least the columns that the version needs.
 
         Raises
         ------
@@ -89,23 +93,19 @@ class PackagedModel:
         return np.asarray(predicted)
 
     def _columns(self, rows: pd.DataFrame) -> list[str]:
-        from mlflow.models import Model
-
-        schema = Model.load(str(self._folder)).get_input_schema()
-        if schema is None:
-            return list(rows.columns)
-        missing = sorted(set(schema.required_input_names()) - set(rows.columns))
+        required, optional = columns_of_version(self._folder)
+        missing = sorted(set(required) - set(rows.columns))
         if missing:
             raise PipelineError(
                 f"version {self._number} needs the columns {', '.join(missing)}, which the "
                 "training module no longer reads; let it read them until another version is "
                 "production"
             )
-        return [name for name in schema.input_names() if name in rows.columns]
+        return [name for name in (*required, *optional) if name in rows.columns]
 
 
-def input_columns(folder: Path) -> list[str]:
-    """Return the columns that a version takes, optional ones included.
+def columns_of_version(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the columns that a version needs, and those that it can do without.
 
     Parameters
     ----------
@@ -114,8 +114,13 @@ def input_columns(folder: Path) -> list[str]:
     """
     from mlflow.models import Model
 
-    schema = Model.load(str(folder)).get_input_schema()
-    return [] if schema is None else list(schema.input_names())
+    model = Model.load(str(folder))
+    metadata = model.metadata or {}
+    if REQUIRED_COLUMNS in metadata:
+        return metadata[REQUIRED_COLUMNS], metadata[OPTIONAL_COLUMNS]
+    # An older version: its signature names them.
+    schema = model.get_input_schema()
+    return schema.required_input_names(), schema.optional_input_names()
 
 
 def run_beside(words: list[str], failure: str, remedy: str) -> None:

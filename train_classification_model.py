@@ -9,14 +9,17 @@ what the pipeline needs of it. Nothing here knows MLflow.
    `DetectionVoteClassifier` does the same with a forest of the first generation.
 4. `count_errors` is the one metric: the counting error of each recording in percent.
 5. `train_classification_model` fits on all files of a folder and scores each of them out of fold.
+6. `object_verdicts` says what a model thinks of each object of a recording.
 
 Usage::
 
     python train_classification_model.py [--home HOME] [--force] [FOLDER]
+    python train_classification_model.py predict [--home HOME] [settings] FILE...
 
-trains on the recordings of FOLDER (default: HOME/used_gts), prints their errors and writes
-HOME/model/stem_classifier_postprocessing_v1.pkl for `register_first_model.py`.
-Exit status: 0 done, 1 error, 2 usage.
+The first trains on the recordings of FOLDER (default: HOME/used_gts), prints their errors and
+writes HOME/model/stem_classifier_postprocessing_v1.pkl for `register_first_model.py`. The second
+corrects recordings that nobody has checked, by the production model.
+Exit status: 0 done, 1 error, 2 usage; `predict` also 75 try again later, 128 + n stopped.
 """
 
 from __future__ import annotations
@@ -79,6 +82,7 @@ MODEL_NUMBER_COLUMNS = GROUND_TRUTH_COLUMNS[:7]
 MODEL_COLUMNS = (*MODEL_NUMBER_COLUMNS, "counted")
 MODEL_OPTIONAL_COLUMNS = ("counted", "file")
 """Without them a model takes every object as counted, and all rows as one recording."""
+MODEL_CHECKS_ROWS = True
 
 ERROR_NAME = "counting error"
 ERROR_UNIT = "%"
@@ -91,6 +95,14 @@ FLAG_WORDS = {
     "false": False,
     "false positive": False,
 }
+VERDICT_COLUMNS = (
+    *("file", "object_id", "first_frame", "last_frame"),
+    *("counted", "stem", "probability"),
+)
+PREDICT_SETTINGS = (
+    *("home", "tracking_uri", "model_name"),
+    *("max_file_mb", "allow_pickle", "champion_env"),
+)
 LARGEST_INTEGER = 2**53
 """Beyond this a float no longer tells two integers apart."""
 LARGEST_LINE_BYTES = 100_000
@@ -298,12 +310,39 @@ def parse_ground_truth(content: bytes, name: str) -> pd.DataFrame:
     InvalidGroundTruth
         With the row or column and what to do.
     """
+    return _parsed_rows(content, name, GROUND_TRUTH_COLUMNS)
+
+
+def parse_tracker_rows(content: bytes, name: str) -> pd.DataFrame:
+    """Turn the bytes of a recording that nobody has checked into rows.
+
+    Parameters
+    ----------
+    content
+        The whole file; a column `ground_truth` is ignored.
+    name
+        Its name, for the column `file` and for messages.
+
+    Returns
+    -------
+    DataFrame of shape (n_rows, 9)
+        As `read_ground_truth` returns them, without `ground_truth`.
+
+    Raises
+    ------
+    InvalidGroundTruth
+        With the row or column and what to do.
+    """
+    return _parsed_rows(content, name, MODEL_COLUMNS)
+
+
+def _parsed_rows(content: bytes, name: str, wanted: tuple[str, ...]) -> pd.DataFrame:
     if _printable(name) != name:
         raise InvalidGroundTruth(name, "has a name that is not UTF-8", "rename the file")
     text = _decoded(content, name)
-    header = _header(text, name)
+    header = _header(text, wanted, name)
     _check_row_widths(content, text, len(header), name)
-    raw = _parsed_columns(content, header, name)
+    raw = _parsed_columns(content, header, wanted, name)
     row_numbers = raw.index.to_numpy() + 2
     columns: dict[str, Any] = {}
     for column in INTEGER_COLUMNS:
@@ -311,9 +350,13 @@ def parse_ground_truth(content: bytes, name: str) -> pd.DataFrame:
     for column in MEASUREMENT_RANGES:
         columns[column] = _measurements(raw[column], column, row_numbers, name)
     _refuse_repeated_rows(columns["object_id"], columns["frames"], row_numbers, name)
-    flags = {column: _flags(raw[column], column, row_numbers, name) for column in FLAG_COLUMNS}
+    flags = {
+        column: _flags(raw[column], column, row_numbers, name)
+        for column in FLAG_COLUMNS
+        if column in wanted
+    }
     columns |= _object_flags(columns["object_id"], flags, name)
-    frame = pd.DataFrame({column: columns[column] for column in GROUND_TRUTH_COLUMNS})
+    frame = pd.DataFrame({column: columns[column] for column in wanted})
     frame["file"] = pd.array([name], dtype="str").repeat(len(frame))
     return frame
 
@@ -343,28 +386,30 @@ def _decoded(content: bytes, name: str) -> str:
         ) from error
 
 
-def _header(text: str, name: str) -> list[str]:
-    """Return the column names with the damage of a UTF-7 export mended."""
+def _header(text: str, wanted: tuple[str, ...], name: str) -> list[str]:
     # No line is longer: splitting the whole text would cost more than reading it.
     first_line = text[: LARGEST_LINE_BYTES + 1].splitlines()[0]
-    header = [
-        column.replace("+AF8-", "_").strip().lower() for column in next(csv.reader([first_line]))
-    ]
-    missing = [column for column in GROUND_TRUTH_COLUMNS if column not in header]
+    header = [_column_name(column) for column in next(csv.reader([first_line]))]
+    missing = [column for column in wanted if column not in header]
     if missing and len(header) == 1 and any(mark in first_line for mark in ";\t|"):
         raise InvalidGroundTruth(name, "is not separated by commas", "save it with commas")
     if missing:
         raise InvalidGroundTruth(
             name,
             f"lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
-            f"its header must name {', '.join(GROUND_TRUTH_COLUMNS)}",
+            f"its header must name {', '.join(wanted)}",
         )
-    doubled = [column for column in GROUND_TRUTH_COLUMNS if header.count(column) > 1]
+    doubled = [column for column in wanted if header.count(column) > 1]
     if doubled:
         raise InvalidGroundTruth(
             name, f"names the column {doubled[0]} twice", "remove or rename one of them"
         )
     return header
+
+
+def _column_name(name: str) -> str:
+    """Return the name of a column with the damage of a UTF-7 export mended."""
+    return name.replace("+AF8-", "_").strip().lower()
 
 
 def _check_row_widths(content: bytes, text: str, n_columns: int, name: str) -> None:
@@ -401,9 +446,11 @@ def _has_plain_rows(content: bytes, n_columns: int) -> bool:
     return bool((by_line[:-1, -1] < line_ends).all() and (by_line[1:, 0] > line_ends).all())
 
 
-def _parsed_columns(content: bytes, header: list[str], name: str) -> pd.DataFrame:
-    """Return the nine columns as pandas reads them, without rows of nothing but commas."""
-    positions = [header.index(column) for column in GROUND_TRUTH_COLUMNS]
+def _parsed_columns(
+    content: bytes, header: list[str], wanted: tuple[str, ...], name: str
+) -> pd.DataFrame:
+    """Return the wanted columns as pandas reads them, without rows of nothing but commas."""
+    positions = [header.index(column) for column in wanted]
     try:
         raw = pd.read_csv(
             # With its mark removed here, pandas need not decode and encode the text once more.
@@ -427,14 +474,19 @@ def _parsed_columns(content: bytes, header: list[str], name: str) -> pd.DataFram
     return raw[~blank] if blank.any() else raw
 
 
-def _numbers(cells: pd.Series, column: str, row_numbers: np.ndarray, name: str) -> np.ndarray:
+def _as_numbers(cells: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers, NaN for blank cells, and the positions of cells that hold something else."""
     if cells.dtype.kind in "iuf":
-        return cells.to_numpy(dtype=float)
+        return cells.to_numpy(dtype=float), np.empty(0, dtype=np.int64)
     # As text: True is no number, and an integer of 400 digits is infinite instead of an error.
     numbers = pd.to_numeric(cells.astype("str"), errors="coerce").to_numpy(dtype=float)
-    is_text = np.isnan(numbers) & cells.notna().to_numpy()
-    if is_text.any():
-        first = int(np.flatnonzero(is_text)[0])
+    return numbers, np.flatnonzero(np.isnan(numbers) & cells.notna().to_numpy())
+
+
+def _numbers(cells: pd.Series, column: str, row_numbers: np.ndarray, name: str) -> np.ndarray:
+    numbers, no_numbers = _as_numbers(cells)
+    if no_numbers.size:
+        first = int(no_numbers[0])
         raise InvalidGroundTruth(
             name,
             f"line {row_numbers[first]}, column {column}: {str(cells.iloc[first])[:60]!r} "
@@ -446,8 +498,7 @@ def _numbers(cells: pd.Series, column: str, row_numbers: np.ndarray, name: str) 
 
 def _integers(cells: pd.Series, column: str, row_numbers: np.ndarray, name: str) -> np.ndarray:
     numbers = _numbers(cells, column, row_numbers, name)
-    with np.errstate(invalid="ignore"):
-        wrong = ~(np.abs(numbers) <= LARGEST_INTEGER) | (numbers != np.floor(numbers))
+    wrong = _no_integers(numbers)
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
         raise InvalidGroundTruth(
@@ -456,6 +507,12 @@ def _integers(cells: pd.Series, column: str, row_numbers: np.ndarray, name: str)
             "every row needs its object_id and its frame",
         )
     return numbers.astype(np.int64)
+
+
+def _no_integers(numbers: np.ndarray) -> np.ndarray:
+    """Say which numbers are missing, have a fraction or are too large to be told apart."""
+    with np.errstate(invalid="ignore"):
+        return ~(np.abs(numbers) <= LARGEST_INTEGER) | (numbers != np.floor(numbers))
 
 
 def _measurements(cells: pd.Series, column: str, row_numbers: np.ndarray, name: str) -> np.ndarray:
@@ -537,16 +594,21 @@ def _object_flags(object_id: np.ndarray, flags: dict[str, np.ndarray], name: str
         says_false = np.bincount(object_of_row, values == 0, len(objects)) > 0
         states[column] = (says_true, says_false)
     counted, not_counted = states["counted"]
-    stem, not_stem = states["ground_truth"]
-    problems = (
+    problems = [
         (counted & not_counted, "is both counted and not counted", "make its rows agree"),
         (~counted & ~not_counted, "does not say whether it was counted", "fill in `counted`"),
-        (counted & stem & not_stem, "has two different labels", "make its rows agree"),
-        (counted & ~stem & ~not_stem, "was counted but has no label", "fill in `ground_truth`"),
-    )
+    ]
+    if "ground_truth" in states:
+        stem, not_stem = states["ground_truth"]
+        problems += [
+            (counted & stem & not_stem, "has two different labels", "make its rows agree"),
+            (counted & ~stem & ~not_stem, "was counted but has no label", "fill in `ground_truth`"),
+        ]
     for wrong, what, remedy in problems:
         if wrong.any():
             raise InvalidGroundTruth(name, f"object {objects[wrong][0]} {what}", remedy)
+    if "ground_truth" not in states:
+        return {"counted": counted[object_of_row]}
     label = pd.array(stem[object_of_row], dtype="boolean")
     label[((stem == not_stem) & ~counted)[object_of_row]] = pd.NA
     return {"counted": counted[object_of_row], "ground_truth": label}
@@ -640,7 +702,10 @@ def _is_counted(rows: _Rows) -> np.ndarray:
     codes, words = pd.factorize(rows["counted"])
     flags = np.array([*(_flag(word) for word in words), -1])[codes]
     if (flags < 0).any():
-        raise ValueError("column counted has values that are neither true nor false")
+        first = np.asarray(rows["counted"])[np.flatnonzero(flags < 0)[0]]
+        raise ValueError(
+            f"column counted has values that are neither true nor false: {str(first)[:60]!r}"
+        )
     return flags == 1
 
 
@@ -658,35 +723,68 @@ def _group_tracks(rows: _Rows) -> _Tracks:
     return _Tracks(order, starts, np.diff(np.append(starts, len(order))), codes[starts])
 
 
-def _refuse_missing_columns(rows: pd.DataFrame) -> None:
-    missing = [column for column in MODEL_NUMBER_COLUMNS if column not in rows]
+def _table_of(rows: Any) -> pd.DataFrame:
+    """Return what somebody sent as a table that has the columns that a model needs, once each."""
+    if isinstance(rows, dict):
+        rows = pd.DataFrame(rows)
+    if not isinstance(rows, pd.DataFrame):
+        raise ValueError(f"the rows must be a table of named columns, not a {type(rows).__name__}")
+    names = [_column_name(str(column)) for column in rows.columns]
+    missing = [column for column in MODEL_NUMBER_COLUMNS if column not in names]
     if missing:
         raise ValueError(
             f"the rows lack the columns {', '.join(missing)}; "
             f"a model needs {', '.join(MODEL_NUMBER_COLUMNS)}"
         )
+    wanted = (*MODEL_NUMBER_COLUMNS, *MODEL_OPTIONAL_COLUMNS)
+    doubled = [column for column in wanted if names.count(column) > 1]
+    if doubled:
+        raise ValueError(f"the rows have the column {doubled[0]} twice")
+    return rows.set_axis(names, axis=1)
 
 
-def _checked_rows(rows: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Return the columns that a model needs, numbers as float64, impossible ones missing.
+def _model_columns(rows: Any) -> dict[str, np.ndarray]:
+    """Return the columns that a model needs, numbers as float64.
 
     Arrays instead of a frame, and a number instead of the file's name: a frame costs more than
-    what is computed from it.
+    what is computed from it. A client may have sent anything, so everything is checked.
     """
-    _refuse_missing_columns(rows)
+    rows = _table_of(rows)
     columns = {"counted": _is_counted(rows)}
     for column in MODEL_NUMBER_COLUMNS:
-        numbers = rows[column].to_numpy(dtype=float)
-        if column in MEASUREMENT_RANGES:
-            numbers = possible_values(numbers, column)
-        elif not np.isfinite(numbers).all():
-            raise ValueError(f"column {column} has missing or infinite values")
+        numbers, no_numbers = _as_numbers(rows[column])
+        if no_numbers.size:
+            text = str(rows[column].iloc[no_numbers[0]])[:60]
+            raise ValueError(f"column {column}: {text!r} is not a number")
+        if column in INTEGER_COLUMNS:
+            _refuse_no_integers(numbers, column)
         columns[column] = numbers
     if "file" in rows:
         columns["file"] = _recording_codes(rows)
         if (columns["file"] < 0).any():
             raise ValueError("column file has missing values")
     return columns
+
+
+def _refuse_no_rows(columns: dict[str, np.ndarray]) -> None:
+    if not len(columns["object_id"]):
+        raise ValueError("there are no rows; a model needs all rows of a recording")
+
+
+def _refuse_no_integers(numbers: np.ndarray, column: str) -> None:
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"column {column} has missing or infinite values")
+    wrong = _no_integers(numbers)
+    if wrong.any():
+        raise ValueError(f"column {column}: {numbers[wrong][0]:g} is not an integer")
+
+
+def _checked_rows(rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return the columns that a model needs, impossible measurements missing."""
+    columns = _model_columns(rows)
+    return columns | {
+        column: possible_values(columns[column], column) for column in MEASUREMENT_RANGES
+    }
 
 
 def track_features(rows: pd.DataFrame) -> pd.DataFrame:
@@ -972,10 +1070,16 @@ class StemClassifier(ClassifierMixin, BaseEstimator):
         rows
             Raw rows; whole recordings, because a track is judged by its neighbours. Rows of
             objects that were not counted get [1, 0].
+
+        Raises
+        ------
+        ValueError
+            If there are no rows, or a column is missing or holds what it cannot hold.
         """
         checked = _checked_rows(rows)
+        _refuse_no_rows(checked)
         tracks = _group_tracks(checked)
-        stem = np.zeros(len(rows))
+        stem = np.zeros(len(checked["object_id"]))
         verdict = self.predict_tracks(_features_of_tracks(checked, tracks))
         stem[tracks.order] = np.repeat(verdict, tracks.lengths)
         return np.column_stack([1 - stem, stem])
@@ -986,6 +1090,11 @@ class StemClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         rows
+            As for `predict_proba`.
+
+        Raises
+        ------
+        ValueError
             As for `predict_proba`.
         """
         return self.predict_proba(rows)[:, 1] > 0.5
@@ -1010,10 +1119,10 @@ def detection_features(rows: pd.DataFrame) -> pd.DataFrame:
     That generation took impossible values as they stood, and so must its features; a value that
     is missing takes the recording's median.
     """
-    _refuse_missing_columns(rows)
-    codes = _recording_codes(rows)
+    table = pd.DataFrame(_model_columns(rows))
+    codes = _recording_codes(table)
     parts = [
-        _detection_features_of_recording(rows.iloc[positions], positions)
+        _detection_features_of_recording(table.iloc[positions], positions)
         for positions in (np.flatnonzero(codes == code) for code in np.unique(codes))
     ]
     return pd.concat(parts) if parts else pd.DataFrame(columns=list(DETECTION_FEATURES))
@@ -1093,14 +1202,22 @@ class DetectionVoteClassifier(ClassifierMixin, BaseEstimator):
         ----------
         rows
             Raw rows; whole recordings, because features are scaled within a recording.
+
+        Raises
+        ------
+        ValueError
+            If there are no rows, or a column is missing or holds what it cannot hold.
         """
-        features = detection_features(rows)
+        columns = _model_columns(rows)
+        _refuse_no_rows(columns)
+        table = pd.DataFrame(columns)
+        features = detection_features(table)
         ordered = features[list(self.classifier.feature_names_in_)]
-        votes = np.full(len(rows), np.nan)
+        votes = np.full(len(table), np.nan)
         if len(features):
             votes[features.index] = np.asarray(self.classifier.predict(ordered), dtype=float)
-        tracks = _group_tracks(rows)
-        verdict = np.zeros(len(rows), dtype=bool)
+        tracks = _group_tracks(table)
+        verdict = np.zeros(len(table), dtype=bool)
         if len(tracks.starts):
             share = tracks.mean(votes[tracks.order])
             verdict[tracks.order] = np.repeat(share > 0.5, tracks.lengths)
@@ -1190,6 +1307,41 @@ def _error_table(files: Any, true_count: np.ndarray, predicted_count: np.ndarray
         },
         index=pd.Index(files, name="file", dtype="str"),
     )
+
+
+def object_verdicts(rows: pd.DataFrame, model: Any) -> pd.DataFrame:
+    """Return one line per object of a recording: when it was seen and what a model says of it.
+
+    Parameters
+    ----------
+    rows
+        One recording as `parse_tracker_rows` returns it.
+    model
+        Has `predict`, and `predict_proba` if it knows a probability.
+
+    Returns
+    -------
+    DataFrame of shape (n_objects, 7)
+        `VERDICT_COLUMNS`, by object_id. `stem` is false for an object that was not counted;
+        `probability` of being a real stem is NaN for it, and for all if the model knows none.
+    """
+    model_rows = rows[[*MODEL_NUMBER_COLUMNS, *MODEL_OPTIONAL_COLUMNS]]
+    knows_probability = hasattr(model, "predict_proba")
+    objects = rows.assign(
+        stem=np.asarray(model.predict(model_rows), dtype=float),
+        probability=model.predict_proba(model_rows)[:, 1] if knows_probability else np.nan,
+    ).groupby("object_id", as_index=False)
+    verdicts = objects.agg(
+        file=("file", "first"),
+        first_frame=("frames", "min"),
+        last_frame=("frames", "max"),
+        counted=("counted", "first"),
+        stem=("stem", "mean"),
+        probability=("probability", "mean"),
+    )
+    verdicts["stem"] = (verdicts["stem"] > 0.5) & verdicts["counted"]
+    verdicts["probability"] = verdicts["probability"].where(verdicts["counted"])
+    return verdicts[list(VERDICT_COLUMNS)]
 
 
 # --- Training ---
@@ -1516,7 +1668,7 @@ def write_first_model(model: StemClassifier, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train a first model from the command line and return the exit status.
+    """Train a first model, or predict, from the command line and return the exit status.
 
     Parameters
     ----------
@@ -1526,9 +1678,14 @@ def main(arguments: list[str] | None = None) -> int:
     # Imported here: a stored model carries this file alone.
     from command_line import OneLineParser
 
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["predict"]:
+        return _predict_main(arguments[1:])
     parser = OneLineParser(
         prog="train_classification_model.py",
-        description="Train a first model and write its pickle.",
+        description="Train a first model and write its pickle. "
+        "With predict FILE... instead: correct recordings by the production model; "
+        "predict --help says how.",
     )
     parser.add_argument("folder", nargs="?", type=Path, help="recordings (default: HOME/used_gts)")
     parser.add_argument(
@@ -1564,6 +1721,72 @@ def main(arguments: list[str] | None = None) -> int:
 def _refused(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 1
+
+
+def _predict_main(arguments: list[str]) -> int:
+    from command_line import OneLineParser, add_settings, run_command
+
+    parser = OneLineParser(
+        prog="train_classification_model.py predict",
+        description="Correct the count of tracker files by the production model: one CSV line per "
+        "object on standard output, one line per file on standard error.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="CSV of one recording")
+    add_settings(parser, only=PREDICT_SETTINGS)
+    options = parser.parse_args(arguments)
+    return run_command(functools.partial(_predict_files, files=options.files), options)
+
+
+def _predict_files(settings: Any, files: list[str]) -> int:
+    """Print the verdicts of one file after the other; a bad one is a line and exit status 1."""
+    from command_line import stop_request
+    from gts_folder import UnusableFile, read_regular_file
+
+    model = _production_model(settings)
+    exit_status = 0
+    _write_out(",".join(VERDICT_COLUMNS) + "\n")
+    for file in files:
+        stop_request.obey()
+        try:
+            # Whoever names a file on the command line may name a link to it.
+            content = read_regular_file(Path(file).resolve(), settings.max_file_mb)
+            rows = parse_tracker_rows(content, file)
+        except (InvalidGroundTruth, UnusableFile) as error:
+            exit_status = _refused(f"{_printable(file)}: {error.what}; {error.remedy}")
+        except OSError as error:
+            exit_status = _refused(f"{_printable(file)}: {error.strerror}")
+        else:
+            verdicts = object_verdicts(rows, model)
+            _write_out(verdicts.to_csv(index=False, header=False, float_format="%.4f"))
+            print(_count_in_words(rows, verdicts), file=sys.stderr)
+    return exit_status
+
+
+def _write_out(text: str) -> None:
+    from pipeline_settings import PipelineError
+
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError as error:
+        # Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise PipelineError("nobody reads standard output any more") from error
+
+
+def _production_model(settings: Any) -> Any:
+    import model_registry
+    from training_module import load_training_module
+
+    registry = model_registry.open_registry(settings)
+    return registry.load(registry.champion(), load_training_module(settings))
+
+
+def _count_in_words(rows: pd.DataFrame, verdicts: pd.DataFrame) -> str:
+    note = data_quality_note(rows)
+    return (
+        f"{rows['file'].iloc[0]}: {verdicts['counted'].sum()} counted by the tracker, "
+        f"{verdicts['stem'].sum()} after correction{f' ({note})' if note else ''}"
+    )
 
 
 if __name__ == "__main__":

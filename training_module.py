@@ -109,6 +109,9 @@ class TrainingModule(Protocol):
     Optional, and what happens without:
 
     - `MODEL_OPTIONAL_COLUMNS`: columns that it takes as well where they are there (none).
+    - `MODEL_CHECKS_ROWS`: true if a model itself refuses rows that it cannot take. Then a served
+      one gets what a client sent as it is; else MLflow converts or refuses what differs in type
+      from the rows that it learnt (false).
     - `COUNTED_THINGS`: what the error counts, in the plural (the report has no counts).
     - `predict_without_a_model(rows)`: the predictions that a model must beat (no such criterion).
     - `data_quality_note(rows)`: what a person should know of a readable recording (nothing).
@@ -286,6 +289,17 @@ class Training:
     def optional_columns(self) -> tuple[str, ...]:
         """What it can do without."""
         return tuple(self._optional("MODEL_OPTIONAL_COLUMNS", ()))
+
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        """What it cannot do without."""
+        optional = self.optional_columns
+        return tuple(name for name in self.module.MODEL_COLUMNS if name not in optional)
+
+    @property
+    def checks_rows(self) -> bool:
+        """Whether a model itself refuses rows that it cannot take."""
+        return bool(self._optional("MODEL_CHECKS_ROWS", False))
 
     def parse(self, content: bytes, name: str) -> pd.DataFrame:
         """Return the rows of one recording, with its name in the column `file`.

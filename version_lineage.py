@@ -64,12 +64,13 @@ def reproduce(settings: Settings, number: int) -> dict[str, Any]:
     ):
         recordings = Path(name, "recordings")
         _gather(settings, number, manifest, recordings)
+        required, optional = packaged_model.columns_of_version(files)
         task = {
             "code": str(files / "code"),
             "module": _packaged_module(version, files),
             "recordings": str(recordings),
             "stored": str(files / model_registry.MODEL_FILE),
-            "columns": packaged_model.input_columns(files),
+            "columns": [*required, *optional],
             "n_jobs": settings.n_jobs,
             **trained_with,
         }

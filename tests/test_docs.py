@@ -43,6 +43,7 @@ from pipeline_settings import (
 README = (ROOT / "README.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 BOTH = README + OPERATIONS
+SERVING = (ROOT / "docs" / "serving.md").read_text()
 SCRIPTS = (
     *("pipeline_orchestrator.py", "register_first_model.py", "train_classification_model.py"),
     *("docs/own_model/grain_quality.py", "docs/own_model/make_samples.py"),
@@ -56,7 +57,9 @@ RUN_ELSEWHERE = {
     "journalctl": "asks a systemd that runs",
     "python3 -m venv": "fetches packages",
     ".venv/bin/pip": "fetches packages",
-    "export": "secrets of a server",
+    "export": "for the shell of a server",
+    "mlflow models serve": "tests/test_serving.py",
+    "curl": "tests/test_serving.py",
     "WEBHOOK_SECRET=": "tests/test_webhook_receiver.py",
     ".venv/bin/mlflow server": "tests/test_postgresql.py",
     ".venv/bin/mlflow db upgrade": "tests/test_postgresql.py",
@@ -160,8 +163,10 @@ class TestReference:
         ours = [help_of(SCRIPTS[0], name) for name in COMMANDS] + [
             help_of(name) for name in SCRIPTS
         ]
-        server = {one for parameter in cli.commands["server"].params for one in parameter.opts}
-        known = flags("\n".join(ours)) | server | set().union(*OTHER_PROGRAMS.values())
+        models = cli.commands["models"].commands
+        programs = [cli.commands["server"], models["serve"], models["predict"]]
+        mlflow_flags = {one for each in programs for p in each.params for one in p.opts}
+        known = flags("\n".join(ours)) | mlflow_flags | set().union(*OTHER_PROGRAMS.values())
         assert flags(BOTH) - known == set()
 
     @pytest.mark.parametrize("program", OTHER_PROGRAMS)
@@ -214,7 +219,7 @@ class TestReference:
         named = set(re.findall(r"`(\w+\.py)`", README.split("## Where things are")[1]))
         assert named == {path.name for path in ROOT.glob("*.py")}
 
-    @pytest.mark.parametrize("name", ["README.md", "docs/operations.md"])
+    @pytest.mark.parametrize("name", ["README.md", "docs/operations.md", "docs/serving.md"])
     def test_every_link_leads_somewhere(self, name: str) -> None:
         """To a file, and to a heading of it."""
         page = ROOT / name
@@ -259,10 +264,11 @@ class TestCommandLines:
             assert named <= flags(help_of(script, *command))
 
     @pytest.mark.parametrize(
-        "line", [one for one in shell_lines(BOTH) if ".venv/bin/mlflow" in one]
+        "line",
+        [one for one in shell_lines(BOTH + SERVING) if re.match(r"(\.venv/bin/)?mlflow ", one)],
     )
     def test_flags_belong_to_mlflow(self, line: str) -> None:
-        """`mlflow server` and `mlflow db upgrade`."""
+        """`mlflow server`, `mlflow db upgrade` and `mlflow models`."""
         from mlflow.cli import cli
 
         command: Any = cli

@@ -1,0 +1,42 @@
+"""Ask a served model how many objects of each recording are real stems.
+
+Usage::
+
+    .venv/bin/python docs/serving_client.py http://127.0.0.1:5001 FILE...
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import requests
+
+
+def reason(answer: requests.Response) -> str:
+    """Say in one line why a request was refused: MLflow puts it at the end of a traceback."""
+    if "json" not in answer.headers.get("Content-Type", ""):
+        return answer.text
+    complaint = answer.json()
+    text = complaint.get("stack_trace") or complaint.get("message") or answer.text
+    return text.strip().splitlines()[-1]
+
+
+def count_stems(address: str, path: Path) -> int:
+    """Send a recording as it is and count the objects that the answer calls stems."""
+    answer = requests.post(
+        f"{address}/invocations",
+        data=path.read_bytes(),
+        headers={"Content-Type": "text/csv"},
+        timeout=60,
+    )
+    if not answer.ok:
+        sys.exit(f"error: {path}: {answer.status_code}: {reason(answer)}")
+    rows = pd.read_csv(path)
+    return int(rows.loc[answer.json()["predictions"], "object_id"].nunique())
+
+
+if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        print(f"{name}: {count_stems(sys.argv[1], Path(name))} stems")
