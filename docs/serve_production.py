@@ -47,7 +47,11 @@ def stop(server: subprocess.Popen[bytes] | None) -> None:
     """End a server with everything that it started."""
     if server is not None and server.poll() is None:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
 
 
 def main(model: str, port: str, seconds: str = "30") -> None:
