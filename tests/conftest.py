@@ -243,11 +243,13 @@ def template_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Domain], 
     def make(module_name: str) -> Path:
         (domain,) = [one for one in DOMAINS.values() if one.module_name == module_name]
         home = make_home(tmp_path_factory.mktemp("template") / "home")
+        settings = Settings(home=home, **domain.settings)  # type: ignore[arg-type]
         with pytest.MonkeyPatch.context() as patch:
+            # Registration leaves its store in there; the test that asks first must not find it.
+            patch.setenv("MLFLOW_TRACKING_URI", "")
             train_small_models(patch)
             write_home(home, domain)
-        settings = Settings(home=home, **domain.settings)  # type: ignore[arg-type]
-        register_first_model.register_first_model(settings)
+            register_first_model.register_first_model(settings)
         return home
 
     return lambda domain: make(domain.module_name)
