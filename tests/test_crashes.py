@@ -11,11 +11,11 @@ from conftest import run_sweep
 
 
 def test_a_killed_cycle_is_finished_by_the_next_run() -> None:
-    """At two points and a random instant of a cycle, with each of two training modules."""
-    printed = run_sweep("crash_sweep.py", "--scenario", "a cycle", "--sample", "2", "--random", "1")
+    """At a point and a random instant of a cycle, with each of two training modules."""
+    printed = run_sweep("crash_sweep.py", "--scenario", "a cycle", "--sample", "1", "--random", "1")
     result = json.loads(printed.splitlines()[-1])
     assert result["scenarios"] == 2
-    assert result["killed"] >= 6
+    assert result["killed"] >= 4
     assert result["differences"] == 0
 
 

@@ -206,6 +206,7 @@ class TestCluster:
             assert cache.n_hits == n_hits
             assert_equal(trained_here, result, recordings)
 
+    @pytest.mark.slow
     def test_a_cycle_ends_as_on_one_machine(
         self, cluster: Cluster, registered_template: Path, tmp_path: Path
     ) -> None:
@@ -224,6 +225,7 @@ class TestCluster:
 class TestNoCluster:
     """What is said without one."""
 
+    @pytest.mark.slow
     def test_an_unreachable_scheduler_is_one_line_and_75(self, home: Path) -> None:
         """Nothing is promoted or moved; without dask that is what is missing."""
         installed = bool(pytest.importorskip("distributed", reason="dask is not installed"))

@@ -432,7 +432,9 @@ class TestFullDisk:
         assert run(home).returncode == 0
         assert_promoted_once(home, before)
 
-    @pytest.mark.parametrize("call", [1, 2, 5, 20, 40])
+    @pytest.mark.parametrize(
+        "call", [1, 5, *(pytest.param(one, marks=pytest.mark.slow) for one in (2, 20, 40))]
+    )
     def test_a_failing_sync_stops_the_cycle(
         self,
         home: Path,

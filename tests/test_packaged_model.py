@@ -104,6 +104,7 @@ def other_code(home: Path, settings_of: Callable[..., Any]) -> tuple[Any, Traini
     return open_registry(settings), Training(present.module, present.path, "another"), settings
 
 
+@pytest.mark.slow
 def test_predictions_come_back_to_the_last_row(other_code: tuple[Any, Training, Any]) -> None:
     """Of any recording, also one with missing measurements and objects that were not counted."""
     registry, training_module, settings = other_code

@@ -94,6 +94,7 @@ class TestRegistration:
         assert isinstance(model, training.DetectionVoteClassifier)
         assert run_orchestrator(settings).outcome is Outcome.PROMOTED
 
+    @pytest.mark.slow
     def test_as_a_script(self, unregistered: Path) -> None:
         """One line on standard output, status 0, twice."""
         first = script("register_first_model.py", home=unregistered)

@@ -172,6 +172,7 @@ class TestSignature:
         assert len(failing_receiver.lines) == 2
 
 
+@pytest.mark.slow
 def test_a_real_server_tells_the_receiver(
     registered_template: Path,
     tmp_path: Path,
