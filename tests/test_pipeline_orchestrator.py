@@ -919,6 +919,8 @@ class TestCommandLine:
     def test_a_signal_stops_between_steps(self, home: Path, number: signal.Signals) -> None:
         """Exit 128 + n; the next run finishes the cycle and closes what was left."""
         words = [word.replace("1000", "10") for word in self.words()]
+        # Under nohup, or in the background of a shell, some of them are ignored from the start.
+        inherited = signal.signal(number, signal.SIG_DFL)
         process = subprocess.Popen(
             [sys.executable, "pipeline_orchestrator.py", *words, "--home", str(home)],
             cwd=ROOT,
@@ -926,6 +928,7 @@ class TestCommandLine:
             stdout=subprocess.PIPE,
             text=True,
         )
+        signal.signal(number, inherited)
         assert process.stderr is not None
         for line in process.stderr:
             if "4. retrain" in line:
