@@ -9,7 +9,6 @@ must have. Nothing heavy is imported here, until a module is loaded.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import inspect
 import sys
@@ -398,8 +397,21 @@ class Training:
         return model
 
     def package_versions(self) -> dict[str, str]:
-        """Return the installed version of each package that a stored model needs."""
-        return {name: importlib.metadata.version(name) for name in self.module.PACKAGES}
+        """Return the installed version of each package that a stored model needs.
+
+        Raises
+        ------
+        PipelineError
+            If one is not installed.
+        """
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return {name: version(name) for name in self.module.PACKAGES}
+        except PackageNotFoundError as error:
+            raise PipelineError(
+                f"{self.path}: PACKAGES names {error.name}, not installed; {SEE}"
+            ) from error
 
     def check_unchanged(self) -> None:
         """Refuse to store a model beside other code than that which made it.
@@ -507,10 +519,7 @@ def _loaded(path: Path) -> Training:
     for name, (positional, keywords) in FUNCTIONS.items():
         _check_function(module, path, name, positional, keywords)
     training = Training(module, path, code_sha256)
-    try:
-        training.package_versions()
-    except importlib.metadata.PackageNotFoundError as error:
-        raise PipelineError(f"{path}: PACKAGES names {error.name}, not installed; {SEE}") from error
+    training.package_versions()
     return training
 
 
