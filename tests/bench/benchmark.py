@@ -23,16 +23,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).resolve().parent)]
 
 import first_generation
+import joblib
 import numpy as np
 import pandas as pd
 from grow import grow
@@ -46,6 +48,8 @@ N_RECORDINGS = 33
 REPETITIONS = 7
 N_NAMES = 99_999
 GOLDEN_DIGITS = 1e-6
+STANDARD_LIBRARY = "import argparse, dataclasses, hashlib, json, logging, subprocess, tempfile"
+"""What any program needs that has flags, a log, settings, and files that survive a power cut."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,12 @@ def compare(
     return Figure(what, ratios, f"{mine:.3f} s to {yours:.3f} s", limit)
 
 
-def run(*words: str | Path) -> None:
-    """Run Python as a process of its own."""
-    subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+def run(*words: str | Path, cache: Path) -> None:
+    """Run Python as a process of its own; as on any other night, its bytecode is at hand."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(cache)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    words = (sys.executable, *map(str, words))
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 @dataclass(frozen=True)
@@ -180,20 +187,26 @@ def nights(folder: Path) -> Iterator[Figure]:
             (folder / name / each).mkdir(parents=True)
     for number in range(N_NAMES):
         (folder / "full" / "new_gts" / f"{number}.csv").touch()
+    python = partial(run, cache=folder / "bytecode")
     list_names = f"import os; sorted(os.listdir({str(folder / 'full' / 'new_gts')!r}))"
     empty = (orchestrator, "--quiet", "--home", folder / "empty")
     full = (orchestrator, "--min-new-files", str(N_NAMES + 1), "--home", folder / "full")
-    yield compare("a night without news to `python -c pass`", lambda: run(*empty), bare)
+    yield compare(
+        "a night without news to `python -c pass`",
+        lambda: python(*empty),
+        lambda: python("-c", "pass"),
+        "0.25 s",
+    )
+    yield compare(
+        f"the same to `python -c '{STANDARD_LIBRARY}'`",
+        lambda: python(*empty),
+        lambda: python("-c", STANDARD_LIBRARY),
+    )
     yield compare(
         f"the same with {N_NAMES:,} files, to Python listing and sorting them",
-        lambda: run(*full),
-        lambda: run("-c", list_names),
+        lambda: python(*full),
+        lambda: python("-c", list_names),
     )
-
-
-def bare() -> None:
-    """Start Python for nothing."""
-    run("-c", "pass")
 
 
 def reading(paths: list[Path], home: Path) -> Iterator[Figure]:
@@ -281,7 +294,8 @@ def growing(folders: dict[int, Path]) -> Iterator[Figure]:
         repetitions=5,
         warm_up=0,
     )
-    with parallel_reading(), training._workers("loky", 2):
+    always = mock.patch.object(training, "PARALLEL_READING_BYTES", 0)
+    with always, training._workers("loky", 2):
         yield compare(
             f"reading {len(middle):,} recordings in two running processes to one",
             lambda: training._read_recordings(middle, None, "loky"),
@@ -290,13 +304,38 @@ def growing(folders: dict[int, Path]) -> Iterator[Figure]:
         )
 
 
-@contextmanager
-def parallel_reading() -> Iterator[None]:
-    """Read in all processes, however little there is."""
-    before = training.PARALLEL_READING_BYTES
-    training.PARALLEL_READING_BYTES = 0
-    yield
-    training.PARALLEL_READING_BYTES = before
+def threads(paths: list[Path]) -> Iterator[Figure]:
+    """Compare fits as they are, with one thread each, to fits with a thread per core."""
+    recordings = read(paths)
+    one = partial(fit_alone, recordings)
+    many = partial(fit_unbounded, recordings)
+    what = "a fit with one thread to one with a thread per core"
+    yield compare(f"{what}, nothing else running", one, many, repetitions=5)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        yield compare(f"{what}, beside two busy processes", one, many, repetitions=5)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    yield compare(
+        "two fits at once with one thread each to two with a thread per core each",
+        partial(twice_at_once, fit_alone, recordings),
+        partial(twice_at_once, fit_unbounded, recordings),
+        repetitions=5,
+    )
+
+
+def fit_unbounded(recordings: list[Any]) -> None:
+    """Fit without the bound on threads."""
+    with mock.patch.object(training, "threadpool_limits", lambda **_: nullcontext()):
+        fit_alone(recordings)
+
+
+def twice_at_once(fit: Callable[[list[Any]], Any], recordings: list[Any]) -> None:
+    """Fit in two processes that may use all cores each."""
+    with joblib.parallel_config("loky", n_jobs=2, inner_max_num_threads=os.cpu_count()):
+        joblib.Parallel()(joblib.delayed(fit)(recordings) for _ in range(2))
 
 
 def final_fit(folder: Path) -> Iterator[Figure]:
@@ -362,6 +401,7 @@ def measure(folder: Path) -> tuple[list[Figure], str]:
         nights(folder),
         reading(paths, folder),
         generations(paths),
+        threads(paths),
         trainings(folders),
         growing(folders),
         final_fit(folders[max(folders)]),
