@@ -908,14 +908,8 @@ class TestCommandLine:
         assert (found, error.count("\n")) == (status, 1), error
         assert text in error
 
-    @pytest.mark.parametrize(
-        "number",
-        [
-            signal.SIGTERM,
-            pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-            pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
-        ],
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_a_signal_stops_between_steps(self, home: Path, number: signal.Signals) -> None:
         """Exit 128 + n; the next run finishes the cycle and closes what was left."""
         words = [word.replace("1000", "10") for word in self.words()]
