@@ -7,6 +7,7 @@ Usage::
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -25,15 +26,21 @@ def reason(answer: requests.Response) -> str:
 
 def count_stems(address: str, path: Path) -> int:
     """Send a recording as it is and count the objects that the answer calls stems."""
-    answer = requests.post(
-        f"{address}/invocations",
-        data=path.read_bytes(),
-        headers={"Content-Type": "text/csv"},
-        timeout=60,
-    )
+    try:
+        content = path.read_bytes()
+        answer = requests.post(
+            f"{address}/invocations",
+            data=content,
+            headers={"Content-Type": "text/csv"},
+            timeout=60,
+        )
+    except OSError as error:  # of the file or of the network
+        sys.exit(f"error: {path}: {error}")
     if not answer.ok:
         sys.exit(f"error: {path}: {answer.status_code}: {reason(answer)}")
-    rows = pd.read_csv(path)
+    rows = pd.read_csv(io.BytesIO(content))
+    # Headers may be damaged; the model mends them in the same way.
+    rows.columns = rows.columns.str.replace("+AF8-", "_").str.strip().str.lower()
     return int(rows.loc[answer.json()["predictions"], "object_id"].nunique())
 
 

@@ -469,9 +469,11 @@ class TestDocuments:
             timeout=60,
         )
 
-    def test_the_client_counts_stems(self, served: Served, tmp_path: Path) -> None:
-        """As many as `predict` of this project."""
-        (tmp_path / "recording.csv").write_bytes(as_csv(ROWS))
+    @pytest.mark.parametrize("header", ["object_id", "object+AF8-id"])
+    def test_the_client_counts_stems(self, served: Served, tmp_path: Path, header: str) -> None:
+        """As many as `predict` of this project, also where the header is damaged."""
+        content = as_csv(ROWS).replace(b"object_id", header.encode())
+        (tmp_path / "recording.csv").write_bytes(content)
         stems = ROWS.loc[served.model.predict(ROWS), "object_id"].nunique()
         done = self.client(served, tmp_path)
         assert done.stdout == f"recording.csv: {stems} stems\n", done.stderr
@@ -510,6 +512,24 @@ class TestDocuments:
         assert done.returncode == 1
         assert done.stderr.startswith(f"error: recording.csv: {reason}")
         assert done.stderr.count("\n") == 1
+
+    def test_the_client_says_that_nobody_answers(self, tmp_path: Path) -> None:
+        """In one line, too; so is a file that is not there."""
+        (tmp_path / "recording.csv").write_bytes(as_csv(ROWS))
+        for name in ("recording.csv", "nowhere.csv"):
+            done = subprocess.run(
+                [
+                    *(sys.executable, str(ROOT / "docs/serving_client.py")),
+                    *(f"http://127.0.0.1:{free_port()}", name),
+                ],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 1
+            assert done.stderr.startswith(f"error: {name}: ")
+            assert done.stderr.count("\n") == 1
 
     def test_the_unit_starts_what_the_readme_starts(self) -> None:
         """With the same store and PATH; restarted by the crontab's line."""
