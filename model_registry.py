@@ -107,6 +107,7 @@ TRAINED_WITH = {"n_folds", "random_state"}
 NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
 ONE_SHORT_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
 REGISTER_FIRST = "run: python register_first_model.py"
+NO_STORE_REMEDY = f"{REGISTER_FIRST}; or name the right home folder with --home"
 
 logger = logging.getLogger("pipeline")
 
@@ -282,7 +283,7 @@ def open_registry(settings: Settings, *, create: bool = False) -> ModelRegistry:
     prepare_environment()
     if settings.database is not None:
         if not settings.database.is_file():
-            raise NotInRegistry(f"there is no store at {settings.database}; {REGISTER_FIRST}")
+            raise NotInRegistry(f"there is no store at {settings.database}; {NO_STORE_REMEDY}")
         _check_schema(settings.database)
     elif settings.store_uri.startswith(("http://", "https://")):
         _check_health(settings.store_uri)
@@ -351,7 +352,7 @@ def upgrade_store(settings: Settings) -> str:
             "run on its server: mlflow db upgrade URI"
         )
     if not database.is_file():
-        raise NotInRegistry(f"there is no store at {database}; {REGISTER_FIRST}")
+        raise NotInRegistry(f"there is no store at {database}; {NO_STORE_REMEDY}")
     before, needed = _schema_of(database), _schema_needed()
     if before == needed:
         return f"{database} has schema {before} already; nothing to do"

@@ -354,7 +354,8 @@ def check_home(settings: Settings) -> None:
     """
     if not settings.training_file.is_file():
         raise UsageError(
-            f"--training-module {settings.training_module}: there is no {settings.training_file}"
+            f"--training-module {settings.training_module}: there is no file "
+            f"{settings.training_file}"
         )
     for folder in (settings.new_gts, settings.used_gts):
         if not folder.is_dir():
