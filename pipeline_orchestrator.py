@@ -107,8 +107,21 @@ def take_in_batch(
         What it was trained on is not new.
     dry_run
         Only say which files are bad.
+
+    Raises
+    ------
+    PipelineError
+        If no file can be used and production came from a module of another name: somebody named
+        the wrong one, and the files are not to blame.
     """
     intake = gts_folder.take_in(settings, training, champion.manifest.names)
+    made_by = champion.version.tags.get(model_registry.TAG_MODULE, training.name)
+    if intake.refusals and not intake.files and made_by != training.name:
+        raise PipelineError(
+            f"{training.path.name} can use none of the new files, the first of them "
+            f"{intake.refusals[0].what}; version {champion.version.number} was made by "
+            f"{made_by}.py: name the right one with --training-module; no file was moved"
+        )
     if dry_run:
         for refusal in intake.refusals:
             logger.warning("would reject %r: %s", refusal.name, refusal.what)

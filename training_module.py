@@ -8,11 +8,13 @@ must have. Nothing heavy is imported here, until a module is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -196,6 +198,12 @@ FUNCTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "count_errors": (("rows", "predicted"), ()),
 }
 """Name -> positional arguments and keywords that the pipeline calls it with."""
+RESULT_FIELDS = ("model", "out_of_fold", "in_sample", "input_example", "row_counts")
+MISTAKES = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
+    *(NotImplementedError, TypeError, ValueError),
+)
+"""What a mistake in a module raises; a full disk or a lost cluster raises something else."""
 
 
 @dataclass(frozen=True)
@@ -247,10 +255,17 @@ class Training:
             Of this module, or a `PackagedModel`, which chooses its columns itself.
         rows
             As `parse` returned them, of any number of recordings.
+
+        Raises
+        ------
+        PipelineError
+            If the module fails, or what it returns is no table of errors.
         """
         own_choice = getattr(model, "takes_all_columns", False)
         wanted = rows if own_choice else rows[self.columns_of(rows)]
-        return self._with_error(self.module.count_errors(rows, model.predict(wanted)))
+        with self._mistakes_told("predict"):
+            predicted = model.predict(wanted)
+        return self._counted_errors(rows, predicted)
 
     def errors_without_a_model(self, rows: pd.DataFrame) -> pd.DataFrame | None:
         """Return what a model must beat on whole recordings; None where the module does not say.
@@ -261,15 +276,54 @@ class Training:
             As `parse` returned them.
         """
         predict = self._optional("predict_without_a_model", None)
-        return predict and self._with_error(self.module.count_errors(rows, predict(rows)))
+        if predict is None:
+            return None
+        with self._mistakes_told("predict_without_a_model"):
+            predicted = predict(rows)
+        return self._counted_errors(rows, predicted)
 
-    def _with_error(self, table: pd.DataFrame) -> pd.DataFrame:
-        if self.module.ERROR_COLUMN not in table:
-            raise PipelineError(
-                f"{self.path.name}: the table of count_errors has no column "
-                f"{self.module.ERROR_COLUMN!r}; {SEE}"
+    def _counted_errors(self, rows: pd.DataFrame, predicted: Any) -> pd.DataFrame:
+        """Return one error per recording: a number from 0, or a wrong one would look healthy."""
+        with self._mistakes_told("count_errors"):
+            table = self.module.count_errors(rows, predicted)
+        table = self._with_error(table)
+        if not table.index.is_unique or set(table.index) != set(rows["file"]):
+            raise self._breach("the table of count_errors must have one row for each file")
+        errors = table[ERROR]
+        if errors.dtype.kind in "iuf":
+            errors = errors[~errors.between(0, sys.float_info.max)]
+        if len(errors):
+            raise self._breach(
+                f"count_errors gave the error {errors.iloc[0]}; it must be a number, at least 0, "
+                "which is best"
             )
-        return table.rename(columns={self.module.ERROR_COLUMN: ERROR}).rename_axis("file")
+        return table
+
+    def _with_error(self, table: Any) -> pd.DataFrame:
+        column = self.module.ERROR_COLUMN
+        if column not in getattr(table, "columns", ()):
+            raise self._breach(f"the table of count_errors has no column {column!r}")
+        return table.rename(columns={column: ERROR}).rename_axis("file")
+
+    def _breach(self, what: str) -> PipelineError:
+        return PipelineError(f"{self.path.name}: {what}; {SEE}")
+
+    @contextlib.contextmanager
+    def _mistakes_told(
+        self, function: str, *, but: tuple[type[Exception], ...] = ()
+    ) -> Iterator[None]:
+        """Say in one line where the module fails, rather than with our traceback around it."""
+        try:
+            yield
+        except but:
+            raise
+        except MISTAKES as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == str(self.path)]
+            place = f", line {lines[-1]}" if lines else ""
+            raise PipelineError(
+                f"{self.path.name}{place}: {function} fails: {type(error).__name__}: {error}"
+            ) from error
 
     # --- Recordings ---
 
@@ -314,8 +368,13 @@ class Training:
         ------
         ValueError
             If it cannot be read without guessing.
+        PipelineError
+            If the module fails, or returns no table.
         """
-        rows = self.module.parse_ground_truth(content, name)
+        with self._mistakes_told("parse_ground_truth", but=(ValueError, LookupError)):
+            rows = self.module.parse_ground_truth(content, name)
+        if not hasattr(rows, "columns"):
+            raise self._breach(f"parse_ground_truth returned no table but {type(rows).__name__}")
         return rows if "file" in rows else rows.assign(file=name)
 
     def read(self, path: Path, max_file_mb: float) -> tuple[pd.DataFrame, str]:
@@ -345,7 +404,8 @@ class Training:
             Of one recording.
         """
         note = self._optional("data_quality_note", None)
-        return str(note(rows)) if note else ""
+        with self._mistakes_told("data_quality_note"):
+            return str(note(rows)) if note else ""
 
     # --- What the report draws ---
 
@@ -466,11 +526,15 @@ class Training:
         known = {name: value for name, value in resources.items() if self.takes(name)}
         names = waiting_names(folder)
         try:
-            result = self.module.train_classification_model(
-                folder, n_folds=n_folds, random_state=random_state, **known
-            )
+            with self._mistakes_told("train_classification_model", but=(ValueError,)):
+                result = self.module.train_classification_model(
+                    folder, n_folds=n_folds, random_state=random_state, **known
+                )
         except ValueError as error:
             raise PipelineError(f"cannot retrain: {error}") from error
+        missing = [field for field in RESULT_FIELDS if not hasattr(result, field)]
+        if missing:
+            raise self._breach(f"what train_classification_model returned has no {missing[0]}")
         left_out = sorted(set(names) - set(result.row_counts))
         if left_out:
             raise PipelineError(f"{self.path.name} did not train on {left_out[0]}; {SEE}")
@@ -540,7 +604,7 @@ def _imported(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PipelineError(f"{path} does not load: {type(error).__name__}: {error}") from error
     return module

@@ -15,6 +15,7 @@ from conftest import DOMAINS, ROOT, Domain, both_modules, make_home, write_home
 import model_registry
 import register_first_model
 from dask_cluster import joblib_backend
+from gts_folder import waiting_names
 from pipeline_orchestrator import main
 from pipeline_settings import PipelineError, Settings
 from training_module import (
@@ -161,9 +162,10 @@ class TestLoading:
             ("def wrong(:\n", "does not load: SyntaxError: "),
             ("import no_such_package\n", "does not load: ModuleNotFoundError: No module named"),
             ("1 / 0\n", "does not load: ZeroDivisionError: division by zero"),
+            ("import sys; sys.exit(3)\n", "does not load: SystemExit: 3"),
             (b"\xff\x00".decode("latin-1"), "does not load: "),
         ],
-        ids=["syntax", "missing package", "fails", "binary"],
+        ids=["syntax", "missing package", "fails", "ends", "binary"],
     )
     def test_a_module_that_does_not_import(
         self, module_of: Callable[..., Path], source: str, text: str
@@ -208,7 +210,7 @@ class TestCommands:
         for run in (lambda: main(words), lambda: register_first_model.main(words)):
             status, line = self.status(capsys, run)
             assert status == 2
-            assert line.startswith(f"error: --training-module {name}: there is no /")
+            assert line.startswith(f"error: --training-module {name}: there is no file /")
 
     def test_a_module_that_is_wrong(
         self, tmp_path: Path, module_of: Callable[..., Path], capsys: pytest.CaptureFixture[str]
@@ -233,9 +235,111 @@ class TestCommands:
         assert (status, line.startswith(f"error: {path} does not load: ")) == (1, True)
         assert (home / "new_gts" / "bad.csv").exists()
 
+    def test_the_module_of_another_model_moves_nothing(
+        self, home: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Somebody forgot or mixed up --training-module: the files are not to blame."""
+        before = waiting_names(home / "new_gts")
+        words = ["--min-new-files", "1", "--quiet", "--home", str(home)]
+        path = DOMAINS["grain"].settings["training_module"]
+        status, line = self.status(capsys, lambda: main([*words, "--training-module", path]))
+        assert status == 1
+        assert line.startswith(
+            "error: grain_quality.py can use none of the new files, the first of them "
+        )
+        assert line.endswith(
+            "version 1 was made by train_classification_model.py: name the right one with "
+            "--training-module; no file was moved\n"
+        )
+        assert waiting_names(home / "new_gts") == before
+
 
 class TestWhatItReturns:
     """Checked when it comes back."""
+
+    @pytest.mark.parametrize(
+        ("body", "text"),
+        [
+            ("return None", "the table of count_errors has no column 'off'; see"),
+            (
+                "return pd.DataFrame({'off': [0.0, 0.0]}, index=['a.csv', 'a.csv'])",
+                "the table of count_errors must have one row for each file; see",
+            ),
+            (
+                "return pd.DataFrame({'off': [0.0]}, index=['b.csv'])",
+                "the table of count_errors must have one row for each file; see",
+            ),
+            (
+                "return pd.DataFrame({'off': [-0.5]}, index=['a.csv'])",
+                "count_errors gave the error -0.5; it must be a number, at least 0, which is best;",
+            ),
+            (
+                "return pd.DataFrame({'off': [float('nan')]}, index=['a.csv'])",
+                "count_errors gave the error nan; it must be a number, at least 0",
+            ),
+            (
+                "return pd.DataFrame({'off': [float('inf')]}, index=['a.csv'])",
+                "count_errors gave the error inf; it must be a number, at least 0",
+            ),
+            (
+                "return pd.DataFrame({'off': ['much']}, index=['a.csv'])",
+                "count_errors gave the error much; it must be a number, at least 0",
+            ),
+        ],
+        ids=["none", "twice", "another file", "negative", "missing", "infinite", "text"],
+    )
+    def test_a_table_that_is_none_of_errors(
+        self, module_of: Callable[..., Path], body: str, text: str
+    ) -> None:
+        """A wrong one would make a bad model look healthy for ever."""
+        path = module_of(f"{WHOLE}\ndef count_errors(rows, predicted):\n    {body}\n")
+        training = load(path)
+        with pytest.raises(PipelineError) as caught:
+            training.errors(SizeModel(), training.parse(b"6.5", "a.csv"))
+        assert str(caught.value).startswith(f"{path.name}: {text}")
+
+    @pytest.mark.parametrize(
+        "function",
+        ["parse_ground_truth", "data_quality_note", "predict_without_a_model", "count_errors"],
+    )
+    def test_a_mistake_is_told_with_its_line(
+        self, module_of: Callable[..., Path], function: str
+    ) -> None:
+        """The last line of the module that was at work."""
+        source = f"{WHOLE}\ndef {function}(*values, **named):\n    return wrong + 1\n"
+        training = load(module_of(source))
+        with pytest.raises(PipelineError) as caught:
+            rows = training.parse(b"6.5", "a.csv")
+            training.data_quality_note(rows)
+            training.errors_without_a_model(rows)
+            training.errors(SizeModel(), rows)
+        line = len(source.splitlines())
+        assert str(caught.value) == (
+            f"{training.path.name}, line {line}: {function} fails: NameError: "
+            "name 'wrong' is not defined"
+        )
+
+    def test_a_file_that_becomes_no_table(self, module_of: Callable[..., Path]) -> None:
+        """The module forgot to return it."""
+        path = module_of(f"{WHOLE}\ndef parse_ground_truth(content, name):\n    pass\n")
+        with pytest.raises(PipelineError, match="parse_ground_truth returned no table but None"):
+            load(path).parse(b"6.5", "a.csv")
+
+    @pytest.mark.parametrize(
+        ("body", "text"),
+        [
+            ("pass", "what train_classification_model returned has no model; see"),
+            ("return {}['a']", "train_classification_model fails: KeyError: 'a'"),
+        ],
+    )
+    def test_a_training_with_a_mistake(
+        self, module_of: Callable[..., Path], tmp_path: Path, body: str, text: str
+    ) -> None:
+        """In one line as well."""
+        header = "def train_classification_model(folder, *, n_folds, random_state):"
+        path = module_of(f"{WHOLE}\n{header}\n    {body}\n")
+        with pytest.raises(PipelineError, match=text):
+            load(path).train(tmp_path, n_folds=2, random_state=0)
 
     def test_a_table_without_its_column(self, module_of: Callable[..., Path]) -> None:
         """The file, the function and the column are named."""
