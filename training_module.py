@@ -287,7 +287,7 @@ class Training:
         with self._mistakes_told("count_errors"):
             table = self.module.count_errors(rows, predicted)
         table = self._with_error(table)
-        if not table.index.is_unique or set(table.index) != set(rows["file"]):
+        if not table.index.is_unique or set(table.index) != set(rows["file"].unique()):
             raise self._breach("the table of count_errors must have one row for each file")
         errors = table[ERROR]
         if errors.dtype.kind in "iuf":
