@@ -24,7 +24,7 @@ demo: $(VENV)/.runtime ## set everything up and watch a degraded model being rep
 	@$(BIN)/python tests/demo.py
 
 test: $(VENV)/.development ## set everything up and run the tests, the slow ones left out
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.development ## the long proofs only: crashes, outages, error rates
 	$(BIN)/python -m pytest -m slow -s

@@ -192,6 +192,7 @@ class TestCluster:
         with pytest.raises(PipelineError, match="a file system that all workers share"):
             train(cluster.settings(), Path("here"))
 
+    @pytest.mark.slow
     def test_known_recordings_are_not_sent_to_the_workers(
         self,
         cluster: Cluster,

@@ -262,6 +262,7 @@ class TestLockedDatabase:
 
             yield lock
 
+    @pytest.mark.slow
     def test_a_locked_store_is_tried_later(
         self, home: Path, locked: Any, fast_training: None
     ) -> None:

@@ -211,6 +211,7 @@ class TestLife:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_training")
 def test_two_models_side_by_side(
     home: Path, tmp_path: Path, template_of: Callable[[Domain], Path], settings_of: Any

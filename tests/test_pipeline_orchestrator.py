@@ -285,6 +285,7 @@ class TestPromotion:
             assert len(registry.runs(name)) == number, name
         assert counts(settings) == (5, 2)
 
+    @pytest.mark.slow
     def test_production_loads_elsewhere(
         self, promoted: tuple[Path, Any, Any], tmp_path: Path
     ) -> None:
@@ -524,6 +525,7 @@ class TestNoPromotion:
         (problem,) = pipeline_status.status(settings_of(home), None)["problems"]
         assert problem.startswith("degraded")
 
+    @pytest.mark.slow
     def test_losing_again_and_again_calls_a_person(
         self, home: Path, settings_of: SettingsOf, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -1038,6 +1040,7 @@ def power_cut(*_: Any) -> None:
 class TestRealServer:
     """The same commands through `MLFLOW_TRACKING_URI`."""
 
+    @pytest.mark.slow
     def test_a_whole_cycle_against_a_server(
         self, registered_template: Path, tmp_path: Path, settings_of: SettingsOf, free_server: Any
     ) -> None:
