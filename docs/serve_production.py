@@ -19,6 +19,8 @@ from pathlib import Path
 
 import mlflow
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 def production(model: str, otherwise: str) -> str:
     """Return the number of the version in production, or another if the store does not say."""
@@ -54,9 +56,17 @@ def stop(server: subprocess.Popen[bytes] | None) -> None:
             server.wait()
 
 
+def end(*_: object) -> None:
+    """End this program; a second signal must not interrupt the end of the server."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit()
+
+
 def main(model: str, port: str, seconds: str = "30") -> None:
     """Serve until a signal comes."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    for number in SIGNALS:
+        signal.signal(number, end)
     served, server = "", None
     try:
         while True:

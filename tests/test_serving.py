@@ -82,7 +82,9 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(words: list[str], variables: dict[str, str], log: Path) -> Iterator[None]:
+def running(
+    words: list[str], variables: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server in a process group of its own, which ends with the block."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -94,7 +96,7 @@ def running(words: list[str], variables: dict[str, str], log: Path) -> Iterator[
             start_new_session=True,
         )
     try:
-        yield
+        yield process
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=30)
@@ -546,7 +548,7 @@ class TestDocuments:
         assert "/etc/systemd/system/stems-api.service" in SERVING
 
     def test_a_promotion_is_served_soon(self, registered_template: Path, tmp_path: Path) -> None:
-        """docs/serve_production.py follows the alias to another version, and back."""
+        """docs/serve_production.py follows the alias; told again and again to end, it does."""
         home, port = copy_home(registered_template, tmp_path / "home"), free_port()
         (line,) = [one for one in shell_lines(SERVING) if "serve_production.py" in one]
         script, model, *_ = shlex.split(line)[1:]
@@ -557,13 +559,15 @@ class TestDocuments:
         assert old.predict(rows).tolist() != new.predict(rows).tolist()
         words = [sys.executable, str(ROOT / script), model, str(port), "0.5"]
         address, log = f"http://127.0.0.1:{port}", tmp_path / "log"
-        with running(words, environment(home), log):
+        with running(words, environment(home), log) as process:
             server = Served(address, home, old)
             assert answer_in_time(server, rows, old) == old.predict(rows).tolist()
             registry._client.set_registered_model_alias(MODEL, "production", number)
             assert answer_in_time(server, rows, new) == new.predict(rows).tolist()
             registry._client.set_registered_model_alias(MODEL, "production", "1")
             assert answer_in_time(server, rows, old) == old.predict(rows).tolist()
+            for _ in range(1000):
+                os.killpg(process.pid, signal.SIGTERM)
         said = [line for line in log.read_text().splitlines() if line.startswith("serving")]
         assert said == ["serving version 1", f"serving version {number}", "serving version 1"]
         for _ in range(50):
