@@ -89,12 +89,23 @@ both_modules = pytest.mark.parametrize("domain", list(DOMAINS), indirect=True)
 """The test runs with the default training module and with that of docs/own_model/."""
 
 
-@pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away the tester's settings, and the store that MLflow left in the environment."""
+def take_settings_away() -> None:
+    """Take away the tester's settings, and the stores that MLflow left in the environment."""
     for name in list(os.environ):
-        if name.startswith("PIPELINE_") or name == "MLFLOW_TRACKING_URI":
-            monkeypatch.delenv(name)
+        if name.startswith("PIPELINE_") or name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+            del os.environ[name]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let no fixture find the store of the test before."""
+    take_settings_away()
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside() -> None:
+    """Let no test find the store of its module's fixtures."""
+    take_settings_away()
 
 
 def write_mislabelled(folder: Path, seed: int) -> None:
@@ -245,11 +256,10 @@ def template_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Domain], 
         home = make_home(tmp_path_factory.mktemp("template") / "home")
         settings = Settings(home=home, **domain.settings)  # type: ignore[arg-type]
         with pytest.MonkeyPatch.context() as patch:
-            # Registration leaves its store in there; the test that asks first must not find it.
-            patch.setenv("MLFLOW_TRACKING_URI", "")
             train_small_models(patch)
             write_home(home, domain)
             register_first_model.register_first_model(settings)
+        take_settings_away()
         return home
 
     return lambda domain: make(domain.module_name)
