@@ -634,26 +634,18 @@ class ModelRegistry:
             return PRODUCTION
         return PREVIOUS if number == self.previous_number() else ""
 
-    def training_parameters(self, version: RegisteredVersion) -> dict[str, int]:
-        """Return the folds and the seed that a cycle trained a version with.
+    def training_parameters(self, version: RegisteredVersion) -> dict[str, int] | None:
+        """Return the folds and the seed that a cycle trained a version with; None if none did.
 
         Parameters
         ----------
         version
-            Made by a cycle.
-
-        Raises
-        ------
-        PipelineError
-            If it was not.
+            Any; the first one came as a pickle.
         """
         run = self._client.get_run(version.run_id) if version.run_id else None
         params = run.data.params if run else {}
         if run is None or run.info.run_name != RETRAINING_RUN or not params.keys() >= TRAINED_WITH:
-            raise PipelineError(
-                f"version {version.number} was not trained by a cycle: it came as a pickle, and "
-                "only whoever made that can train it again"
-            )
+            return None
         return {name: int(params[name]) for name in TRAINED_WITH}
 
     def _versions_with(self, tags: Mapping[str, str]) -> list[RegisteredVersion]:

@@ -37,26 +37,30 @@ def reproduce(settings: Settings, number: int) -> dict[str, Any]:
     Parameters
     ----------
     settings
-        Of this home; `n_jobs` is used, folds and seed are those of the version.
+        Of this home; folds and seed are those of the version, or these if it came as a pickle.
     number
         Of the version.
 
     Returns
     -------
     dict
-        What `rebuild_version.rebuild` returned, and `version`, `identical` and `packages`: name ->
-        version it was registered with and installed one, where they differ.
+        What `rebuild_version.rebuild` returned, and `version`, `identical`, `n_folds`,
+        `random_state`, `recorded` (whether these two are known to be the version's) and
+        `packages`: name -> version it was registered with and installed one, where they differ.
 
     Raises
     ------
     PipelineError
-        If a recording is missing or changed, if the version was not made by a cycle, or if its
-        code does not train.
+        If a recording is missing or changed, or if its code does not train.
     """
     check_home(settings)
     registry = model_registry.open_registry(settings)
     version = registry.version(number)
-    trained_with = registry.training_parameters(version)
+    recorded = registry.training_parameters(version)
+    trained_with = recorded or {
+        "n_folds": settings.n_folds,
+        "random_state": settings.random_state,
+    }
     manifest = registry.manifest(version)
     with (
         tempfile.TemporaryDirectory(prefix="pipeline-reproduce-") as name,
@@ -87,6 +91,8 @@ def reproduce(settings: Settings, number: int) -> dict[str, Any]:
         "version": number,
         "identical": result["largest_difference"] == 0,
         **result,
+        **trained_with,
+        "recorded": recorded is not None,
         "packages": packages,
     }
 
@@ -160,6 +166,11 @@ def reproduction_text(result: Mapping[str, Any]) -> str:
     if result["identical"]:
         return f"version {result['version']} is reproduced: {text}, largest difference 0"
     text += f", {result['different']:,} of them differ, by up to {result['largest_difference']:.3g}"
+    if not result["recorded"]:
+        text += (
+            "; it came as a pickle, and nobody wrote down how it was trained: this was "
+            f"--n-folds {result['n_folds']} --random-state {result['random_state']}"
+        )
     if result["packages"]:
         words = [
             f"{name} {now} instead of {was}" for name, (was, now) in result["packages"].items()

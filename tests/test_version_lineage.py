@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BATCH, FAST_WORDS, OLD_SEASON_FILES, copy_home, script
+from conftest import BATCH, FAST_WORDS, OLD_SEASON_FILES, copy_home, make_home, script
 from sample_gts import write_recordings
 from test_packaged_model import MODULE, changed_module
 
@@ -28,8 +28,7 @@ N_RECORDINGS = BATCH + OLD_SEASON_FILES
 def promoted_template(registered_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a home whose production, version 2, was trained by a real process."""
     home = copy_home(registered_template, tmp_path_factory.mktemp("promoted") / "home")
-    # MLflow left the store of the home before in the environment.
-    done = script("pipeline_orchestrator.py", *FAST_WORDS, home=home, MLFLOW_TRACKING_URI="")
+    done = script("pipeline_orchestrator.py", *FAST_WORDS, home=home)
     assert done.stdout.startswith("promoted: version 2"), done.stderr
     return home
 
@@ -58,6 +57,7 @@ class TestReproduce:
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
         assert (result["identical"], result["largest_difference"]) == (True, 0)
+        assert (result["n_folds"], result["recorded"]) == (3, True)
         assert (result["recordings"], result["probabilities"]) == (N_RECORDINGS, True)
         assert result["predictions"] > 1000
         assert contents(promoted) == before
@@ -77,6 +77,30 @@ class TestReproduce:
         done = script("pipeline_orchestrator.py", *words, home=promoted)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("version 2 is reproduced: trained again on 12 recordings")
+
+    def test_a_first_version_trained_as_the_readme_says(self, tmp_path: Path) -> None:
+        """Folds and seed are the defaults of both scripts; nobody wrote them down."""
+        home = make_home(tmp_path / "home")
+        write_recordings(home / "used_gts", OLD_SEASON_FILES, "old", seed=1)
+        for name in ("train_classification_model.py", "register_first_model.py"):
+            done = script(name, home=home)
+            assert done.returncode == 0, done.stderr
+        done = script("pipeline_orchestrator.py", "reproduce", "1", "--json", home=home)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert (result["identical"], result["largest_difference"]) == (True, 0)
+        assert (result["n_folds"], result["random_state"], result["recorded"]) == (5, 42, False)
+
+    def test_a_first_version_of_unknown_making(self, promoted: Path) -> None:
+        """A model smaller than its code makes them: it is said what was tried."""
+        words = ("reproduce", "1", "--n-folds", "3")
+        done = script("pipeline_orchestrator.py", *words, home=promoted)
+        assert done.returncode == 1, done.stderr
+        assert done.stdout.startswith("version 1 is not reproduced: trained again on")
+        assert done.stdout.endswith(
+            "; it came as a pickle, and nobody wrote down how it was trained: this was "
+            "--n-folds 3 --random-state 42\n"
+        )
 
     def test_swapped_code_is_not_run(self, promoted: Path, tmp_path: Path) -> None:
         """The digest covers it."""
@@ -108,15 +132,6 @@ class TestWhatCannotBeReproduced:
         )
         with pytest.raises(PipelineError, match=what):
             version_lineage.reproduce(settings, 2)
-
-    def test_a_version_that_came_as_a_pickle(
-        self, home: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """Only its author has what made it."""
-        assert main(["reproduce", "1", "--home", str(home)]) == 1
-        assert (
-            "version 1 was not trained by a cycle: it came as a pickle" in capsys.readouterr().err
-        )
 
     def test_a_version_that_does_not_exist(
         self, home: Path, capsys: pytest.CaptureFixture[str]
@@ -158,7 +173,7 @@ class TestComparison:
         assert 0 < found["different"] <= found["predictions"]
         packages = {"numpy": ["1.0", "2.4"]}
         text = version_lineage.reproduction_text(
-            {**found, "version": 1, "identical": False, "packages": packages}
+            {**found, "version": 1, "identical": False, "recorded": True, "packages": packages}
         )
         assert text.startswith("version 1 is not reproduced: trained again on 3 recordings")
         assert text.endswith("registered with: numpy 2.4 instead of 1.0")
@@ -222,5 +237,5 @@ def test_what_is_printed_as_json_is_documented(
     assert set(document) == set(documented("lineage"))
     assert set(documented("reproduce")) == {
         *("version", "identical", "recordings", "predictions", "probabilities"),
-        *("largest_difference", "different", "packages"),
+        *("largest_difference", "different", "n_folds", "random_state", "recorded", "packages"),
     }
