@@ -28,7 +28,8 @@ def rebuild(task: dict[str, Any]) -> dict[str, Any]:
     dict
         `recordings`, `predictions` (rows), `probabilities` (whether both models give them),
         `largest_difference` (of a probability or a number; of other predictions 1 if any differs)
-        and `different` (rows).
+        and `different` (rows). Only `types`, the names of both, if the stored model is of another
+        type than what its code trains: then equal predictions would prove nothing.
     """
     import skops.io
 
@@ -40,6 +41,9 @@ def rebuild(task: dict[str, Any]) -> dict[str, Any]:
         given["n_jobs"] = task["n_jobs"]
     rebuilt = train(Path(task["recordings"]), **given).model
     stored = skops.io.load(task["stored"], trusted=list(module.TRUSTED_TYPES))
+    types = [type(one).__qualname__ for one in (stored, rebuilt)]
+    if types[0] != types[1]:
+        return {"types": types}
     found: dict[str, Any] = {"recordings": 0, "predictions": 0, "different": 0}
     found["probabilities"] = hasattr(rebuilt, "predict_proba") and hasattr(stored, "predict_proba")
     found["largest_difference"] = 0.0

@@ -51,7 +51,7 @@ def reproduce(settings: Settings, number: int) -> dict[str, Any]:
     Raises
     ------
     PipelineError
-        If a recording is missing or changed, or if its code does not train.
+        If a recording is missing or changed, if its code does not train, or trains something else.
     """
     check_home(settings)
     registry = model_registry.open_registry(settings)
@@ -86,6 +86,12 @@ def reproduce(settings: Settings, number: int) -> dict[str, Any]:
             "install the packages of its requirements.txt in another environment and try there",
         )
         result = json.loads(Path(name, "result.json").read_bytes())
+        if "types" in result:
+            stored, trained = result["types"]
+            raise PipelineError(
+                f"version {number} cannot be reproduced: it is a {stored}, its code trains a "
+                f"{trained}; only whoever made the pickle can make it again"
+            )
         packages = _other_packages(files)
     return {
         "version": number,

@@ -14,6 +14,7 @@ from conftest import BATCH, OLD_SEASON_FILES, copy_home, make_home, script
 
 import model_registry
 import train_classification_model as training
+import version_lineage
 from cycle_records import Outcome
 from pipeline_orchestrator import run_orchestrator
 from pipeline_settings import PipelineError, Settings
@@ -31,6 +32,18 @@ def unregistered(registered_template: Path, tmp_path: Path) -> Path:
     for name in ("new_gts", "used_gts", "model"):
         shutil.copytree(registered_template / name, home / name, dirs_exist_ok=True)
     return home
+
+
+def write_first_generation(home: Path) -> None:
+    """Put a forest of detections into the place of the first model."""
+    import pandas as pd
+    from sklearn.ensemble import RandomForestClassifier
+
+    rows = pd.concat(training.read_ground_truth(path) for path in (home / "used_gts").glob("*.csv"))
+    features = training.detection_features(rows)
+    labels = rows["ground_truth"].to_numpy(dtype=bool)[features.index]
+    forest = RandomForestClassifier(10, max_depth=4, random_state=0).fit(features, labels)
+    joblib.dump(forest, home / PICKLE)
 
 
 class _RunsCode:
@@ -77,22 +90,23 @@ class TestRegistration:
         self, unregistered: Path, settings_of: SettingsOf, fast_training: None
     ) -> None:
         """A forest of detections is monitored, and replaced by a better challenger."""
-        import pandas as pd
-        from sklearn.ensemble import RandomForestClassifier
-
-        rows = pd.concat(
-            training.read_ground_truth(path) for path in (unregistered / "used_gts").glob("*.csv")
-        )
-        features = training.detection_features(rows)
-        labels = rows["ground_truth"].to_numpy(dtype=bool)[features.index]
-        forest = RandomForestClassifier(10, max_depth=4, random_state=0).fit(features, labels)
-        joblib.dump(forest, unregistered / PICKLE)
+        write_first_generation(unregistered)
         settings = settings_of(unregistered)
         register_first_model(settings)
         registry = model_registry.open_registry(settings)
         model = registry.load(registry.champion(), load_training_module(settings))
         assert isinstance(model, training.DetectionVoteClassifier)
         assert run_orchestrator(settings).outcome is Outcome.PROMOTED
+
+    @pytest.mark.slow
+    def test_a_first_generation_forest_cannot_be_reproduced(
+        self, unregistered: Path, settings_of: SettingsOf
+    ) -> None:
+        """Not even if what its code trains now predicts the same, as on these recordings."""
+        write_first_generation(unregistered)
+        register_first_model(settings_of(unregistered))
+        with pytest.raises(PipelineError, match="it is a DetectionVoteClassifier, its code trains"):
+            version_lineage.reproduce(settings_of(unregistered), 1)
 
     @pytest.mark.slow
     def test_as_a_script(self, unregistered: Path) -> None:
