@@ -75,6 +75,7 @@ def joblib_backend(settings: Settings, training: Training) -> Iterator[Any]:
             # The tracks travel with each task on purpose: no worker's death may lose them.
             warnings.filterwarnings("ignore", message="Sending large graph")
             yield _backend(client)
+        _refuse_other_packages(client, training)  # of workers that joined meanwhile
 
 
 @contextlib.contextmanager
@@ -109,8 +110,6 @@ def _backend(client: Any) -> Any:
 
 def _prepare_workers(client: Any, training: Training) -> None:
     """Send the training module to every worker, and compare what it computes with."""
-    from importlib.metadata import version
-
     from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
 
     scheduler = client.scheduler.address
@@ -120,22 +119,37 @@ def _prepare_workers(client: Any, training: Training) -> None:
         for kind in (SchedulerUploadFile, UploadFile):  # the scheduler unpickles tasks, too
             name = f"{kind.__name__} of the pipeline"
             client.register_plugin(kind(str(training.path)), name=name)
-        here = training.package_versions()
-        found = {name: client.run(version, name) for name in here}
     except (OSError, TimeoutError) as error:
-        raise TryLaterError(
-            f"no worker of the Dask scheduler {scheduler} answers; {REMEDY}"
-        ) from error
-    workers = next(iter(found.values()))
-    for worker in workers:
+        raise _silent(scheduler) from error
+    n_workers = _refuse_other_packages(client, training)
+    logger.info("computing on %d Dask workers of %s", n_workers, scheduler)
+
+
+def _silent(scheduler: str) -> TryLaterError:
+    return TryLaterError(f"no worker of the Dask scheduler {scheduler} answers; {REMEDY}")
+
+
+def _refuse_other_packages(client: Any, training: Training) -> int:
+    """Compare the packages of all workers with those here; return how many workers there are."""
+    from importlib.metadata import version
+
+    here = training.package_versions()
+    try:
+        found = {name: client.run(version, name, on_error="return") for name in here}
+    except (OSError, TimeoutError) as error:
+        raise _silent(client.scheduler.address) from error
+    workers = {worker for versions in found.values() for worker in versions}
+    for worker in sorted(workers):
         there = {name: versions[worker] for name, versions in found.items() if worker in versions}
         _refuse_other_versions(worker, here, there)
-    logger.info("computing on %d Dask workers of %s", len(workers), scheduler)
+    return len(workers)
 
 
-def _refuse_other_versions(worker: str, here: Mapping[str, str], there: Mapping[str, str]) -> None:
+def _refuse_other_versions(worker: str, here: Mapping[str, str], there: Mapping[str, Any]) -> None:
     other = [
         f"{name} {there[name]} instead of {version}"
+        if isinstance(there[name], str)
+        else f"no {name}"
         for name, version in here.items()
         if there.get(name, version) != version
     ]

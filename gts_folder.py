@@ -514,7 +514,7 @@ def take_in(settings: Settings, training: Training, trained_on: Mapping[str, str
                 refusals.append(Refusal(path.name, what, "delete it"))
                 continue
             rows = training.parse(content, path.name)
-        except (ValueError, LookupError) as error:
+        except ValueError as error:
             refusals.append(_refusal(path.name, error))
             continue
         known[sha256] = f"new_gts/{path.name}"

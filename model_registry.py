@@ -1417,7 +1417,8 @@ def _signature(example: pd.DataFrame, predicted: Any, training: Training) -> Any
     from mlflow.types import ColSpec, Schema
 
     def kind(dtype: Any) -> str:
-        return {"i": "long", "f": "double", "b": "boolean"}.get(dtype.kind, "string")
+        kinds = {"i": "long", "u": "long", "f": "double", "b": "boolean"}
+        return kinds.get(dtype.kind, "string")
 
     outputs = Schema([ColSpec(kind(np.asarray(predicted).dtype))])
     if training.checks_rows:

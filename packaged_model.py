@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gts_folder import hash_file
-from pipeline_settings import PipelineError
+from pipeline_settings import PipelineError, StoppedBySignal, TryLaterError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +63,8 @@ class PackagedModel:
         self._folder = Path(shutil.move(folder, owned))
         self._number = number
         self._environment = environment
+        self._required, self._optional = columns_of_version(self._folder)
+        _forget_signature(self._folder)
 
     def predict(self, rows: pd.DataFrame) -> np.ndarray:
         """Return one prediction per row, shape (n_rows,).
@@ -76,6 +78,8 @@ class PackagedModel:
         ------
         PipelineError
             If a column is missing, or the other process fails.
+        TryLaterError
+            If its packages cannot be rebuilt.
         """
         import numpy as np
 
@@ -83,25 +87,58 @@ class PackagedModel:
         with tempfile.TemporaryDirectory(prefix="pipeline-predict-") as name:
             source, target = Path(name, "rows.json"), Path(name, "predictions.json")
             # JSON and not CSV: a number comes back to the last bit.
-            source.write_text(json.dumps({"dataframe_split": table.to_dict("split", index=False)}))
+            try:
+                text = json.dumps({"dataframe_split": table.to_dict("split", index=False)})
+            except TypeError as error:
+                raise PipelineError(
+                    f"the rows for version {self._number} hold what is no number, truth or text: "
+                    f"{error}; let the training module read it as one of these"
+                ) from error
+            source.write_text(text)
+            remedy = "--champion-env uv rebuilds its packages as well"
+            if self._environment != "local":
+                self._rebuild_packages()
+                remedy = "make another version production: rollback --to VERSION"
             run_beside(
                 ["-c", PREDICT, str(self._folder), str(source), str(target), self._environment],
                 f"version {self._number} does not predict with its own code",
-                "--champion-env uv rebuilds its packages as well",
+                remedy,
             )
             predicted = json.loads(target.read_bytes())["predictions"]
         return np.asarray(predicted)
 
+    def _rebuild_packages(self) -> None:
+        """Install them where MLflow keeps such environments, unless it has this one."""
+        words = ["prepare-env", "--model-uri", str(self._folder), "--env-manager"]
+        try:
+            run_beside(
+                ["-m", "mlflow", "models", *words, self._environment],
+                f"the packages of version {self._number} cannot be installed",
+                "the next run tries again; --champion-env local does without",
+            )
+        except StoppedBySignal:
+            raise
+        except PipelineError as error:
+            raise TryLaterError(str(error)) from error
+
     def _columns(self, rows: pd.DataFrame) -> list[str]:
-        required, optional = columns_of_version(self._folder)
-        missing = sorted(set(required) - set(rows.columns))
+        missing = sorted(set(self._required) - set(rows.columns))
         if missing:
             raise PipelineError(
                 f"version {self._number} needs the columns {', '.join(missing)}, which the "
                 "training module no longer reads; let it read them until another version is "
                 "production"
             )
-        return [name for name in (*required, *optional) if name in rows.columns]
+        return [name for name in (*self._required, *self._optional) if name in rows.columns]
+
+
+def _forget_signature(folder: Path) -> None:
+    """Let a model have its rows as they are: MLflow would turn 1.5 to 1 by the types of a few."""
+    from mlflow.models import Model
+
+    model = Model.load(str(folder))
+    model.signature = None
+    model.save(str(folder / "MLmodel"))
 
 
 def columns_of_version(folder: Path) -> tuple[list[str], list[str]]:
@@ -139,7 +176,11 @@ def run_beside(words: list[str], failure: str, remedy: str) -> None:
     ------
     PipelineError
         If it fails, with the last line that it said.
+    StoppedBySignal
+        If a signal came meanwhile: a terminal sends it to the other process, too.
     """
+    from command_line import stop_request  # which imports the registry, and that this file
+
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     # Cron's path is short, and uv may be installed beside this interpreter.
     beside = str(Path(sys.executable).parent)
@@ -154,6 +195,7 @@ def run_beside(words: list[str], failure: str, remedy: str) -> None:
             env=environment,
         )
     if done.returncode:
+        stop_request.obey()
         last = (done.stderr.strip() or "it said nothing").splitlines()[-1][:300]
         raise PipelineError(f"{failure}: {last}; {remedy}")
 

@@ -64,11 +64,20 @@ def _differences(one: Any, other: Any, rows: Any, *, of_probabilities: bool) -> 
     import numpy as np
 
     if of_probabilities:
-        return np.abs(one.predict_proba(rows) - other.predict_proba(rows)).max(axis=1)
+        return _apart(one.predict_proba(rows), other.predict_proba(rows)).max(axis=1)
     first, second = np.asarray(one.predict(rows)), np.asarray(other.predict(rows))
     if first.dtype.kind in "if" and second.dtype.kind in "if":
-        return np.abs(first - second)
+        return _apart(first, second)
     return (first != second).astype(float)
+
+
+def _apart(first: Any, second: Any) -> Any:
+    """Return absolute differences; 1 where only one of both is missing."""
+    import numpy as np
+
+    apart = np.abs(first - second)
+    one_missing = np.isnan(first) != np.isnan(second)
+    return np.where(np.isnan(apart), one_missing.astype(float), apart)
 
 
 def main() -> int:

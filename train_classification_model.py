@@ -319,7 +319,8 @@ def parse_tracker_rows(content: bytes, name: str) -> pd.DataFrame:
     Parameters
     ----------
     content
-        The whole file; a column `ground_truth` is ignored.
+        The whole file; a column `ground_truth` is ignored, and without `counted` every object
+        counts.
     name
         Its name, for the column `file` and for messages.
 
@@ -333,16 +334,20 @@ def parse_tracker_rows(content: bytes, name: str) -> pd.DataFrame:
     InvalidGroundTruth
         With the row or column and what to do.
     """
-    return _parsed_rows(content, name, MODEL_COLUMNS)
+    return _parsed_rows(content, name, MODEL_COLUMNS, counted_if_unsaid=True)
 
 
-def _parsed_rows(content: bytes, name: str, wanted: tuple[str, ...]) -> pd.DataFrame:
+def _parsed_rows(
+    content: bytes, name: str, wanted: tuple[str, ...], *, counted_if_unsaid: bool = False
+) -> pd.DataFrame:
     if _printable(name) != name:
         raise InvalidGroundTruth(name, "has a name that is not UTF-8", "rename the file")
     text = _decoded(content, name)
-    header = _header(text, wanted, name)
+    optional = {"counted"} if counted_if_unsaid else set()
+    header = _header(text, wanted, optional, name)
     _check_row_widths(content, text, len(header), name)
-    raw = _parsed_columns(content, header, wanted, name)
+    given = tuple(column for column in wanted if column in header)
+    raw = _parsed_columns(content, header, given, name)
     row_numbers = raw.index.to_numpy() + 2
     columns: dict[str, Any] = {}
     for column in INTEGER_COLUMNS:
@@ -353,8 +358,9 @@ def _parsed_rows(content: bytes, name: str, wanted: tuple[str, ...]) -> pd.DataF
     flags = {
         column: _flags(raw[column], column, row_numbers, name)
         for column in FLAG_COLUMNS
-        if column in wanted
+        if column in given
     }
+    flags |= {column: np.ones(len(raw)) for column in optional.difference(given)}
     columns |= _object_flags(columns["object_id"], flags, name)
     frame = pd.DataFrame({column: columns[column] for column in wanted})
     frame["file"] = pd.array([name], dtype="str").repeat(len(frame))
@@ -386,11 +392,11 @@ def _decoded(content: bytes, name: str) -> str:
         ) from error
 
 
-def _header(text: str, wanted: tuple[str, ...], name: str) -> list[str]:
+def _header(text: str, wanted: tuple[str, ...], optional: set[str], name: str) -> list[str]:
     # No line is longer: splitting the whole text would cost more than reading it.
     first_line = text[: LARGEST_LINE_BYTES + 1].splitlines()[0]
     header = [_column_name(column) for column in next(csv.reader([first_line]))]
-    missing = [column for column in wanted if column not in header]
+    missing = [column for column in wanted if column not in header and column not in optional]
     if missing and len(header) == 1 and any(mark in first_line for mark in ";\t|"):
         raise InvalidGroundTruth(name, "is not separated by commas", "save it with commas")
     if missing:
@@ -1696,7 +1702,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--force", action="store_true", help="replace an existing pickle")
     options = parser.parse_args(arguments)
-    home = Path(options.home)
+    home = Path(options.home).expanduser()
     folder = options.folder or home / "used_gts"
     target = home / FIRST_MODEL_PATH
     if target.exists() and not options.force:
@@ -1749,7 +1755,7 @@ def _predict_files(settings: Any, files: list[str]) -> int:
         stop_request.obey()
         try:
             # Whoever names a file on the command line may name a link to it.
-            content = read_regular_file(Path(file).resolve(), settings.max_file_mb)
+            content = read_regular_file(Path(os.path.realpath(file)), settings.max_file_mb)
             rows = parse_tracker_rows(content, file)
         except (InvalidGroundTruth, UnusableFile) as error:
             exit_status = _refused(f"{_printable(file)}: {error.what}; {error.remedy}")

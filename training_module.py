@@ -199,11 +199,9 @@ FUNCTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Name -> positional arguments and keywords that the pipeline calls it with."""
 RESULT_FIELDS = ("model", "out_of_fold", "in_sample", "input_example", "row_counts")
-MISTAKES = (
-    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
-    *(NotImplementedError, TypeError, ValueError),
-)
-"""What a mistake in a module raises; a full disk or a lost cluster raises something else."""
+NO_MISTAKES = (OSError, MemoryError, PipelineError)
+CLUSTER_PACKAGES = ("distributed", "concurrent")
+"""A full disk, a signal or a lost cluster raise these, or something of these packages."""
 
 
 @dataclass(frozen=True)
@@ -286,24 +284,24 @@ class Training:
         """Return one error per recording: a number from 0, or a wrong one would look healthy."""
         with self._mistakes_told("count_errors"):
             table = self.module.count_errors(rows, predicted)
-        table = self._with_error(table)
-        if not table.index.is_unique or set(table.index) != set(rows["file"].unique()):
-            raise self._breach("the table of count_errors must have one row for each file")
+        return self._checked_errors(table, set(rows["file"].unique()), "count_errors")
+
+    def _checked_errors(self, table: Any, files: set[str], source: str) -> pd.DataFrame:
+        column = self.module.ERROR_COLUMN
+        if column not in getattr(table, "columns", ()):
+            raise self._breach(f"the table of {source} has no column {column!r}")
+        table = table.rename(columns={column: ERROR}).rename_axis("file")
+        if not table.index.is_unique or set(table.index) != files:
+            raise self._breach(f"the table of {source} must have one row for each file")
         errors = table[ERROR]
         if errors.dtype.kind in "iuf":
             errors = errors[~errors.between(0, sys.float_info.max)]
         if len(errors):
             raise self._breach(
-                f"count_errors gave the error {errors.iloc[0]}; it must be a number, at least 0, "
+                f"{source} gave the error {errors.iloc[0]}; it must be a number, at least 0, "
                 "which is best"
             )
         return table
-
-    def _with_error(self, table: Any) -> pd.DataFrame:
-        column = self.module.ERROR_COLUMN
-        if column not in getattr(table, "columns", ()):
-            raise self._breach(f"the table of count_errors has no column {column!r}")
-        return table.rename(columns={column: ERROR}).rename_axis("file")
 
     def _breach(self, what: str) -> PipelineError:
         return PipelineError(f"{self.path.name}: {what}; {SEE}")
@@ -315,9 +313,10 @@ class Training:
         """Say in one line where the module fails, rather than with our traceback around it."""
         try:
             yield
-        except but:
-            raise
-        except MISTAKES as error:
+        except Exception as error:
+            package = type(error).__module__.partition(".")[0]
+            if isinstance(error, (*but, *NO_MISTAKES)) or package in CLUSTER_PACKAGES:
+                raise
             frames = traceback.extract_tb(error.__traceback__)
             lines = [frame.lineno for frame in frames if frame.filename == str(self.path)]
             place = f", line {lines[-1]}" if lines else ""
@@ -369,13 +368,24 @@ class Training:
         ValueError
             If it cannot be read without guessing.
         PipelineError
-            If the module fails, or returns no table.
+            If the module fails, or returns no table of this file.
         """
-        with self._mistakes_told("parse_ground_truth", but=(ValueError, LookupError)):
-            rows = self.module.parse_ground_truth(content, name)
+        import csv
+
+        try:
+            with self._mistakes_told(
+                "parse_ground_truth", but=(ValueError, LookupError, StopIteration, csv.Error)
+            ):
+                rows = self.module.parse_ground_truth(content, name)
+        except (LookupError, StopIteration, csv.Error) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
         if not hasattr(rows, "columns"):
             raise self._breach(f"parse_ground_truth returned no table but {type(rows).__name__}")
-        return rows if "file" in rows else rows.assign(file=name)
+        if "file" not in rows:
+            return rows.assign(file=name)
+        if not (rows["file"] == name).all():
+            raise self._breach("the column 'file' must hold the name of the file; rename yours")
+        return rows
 
     def read(self, path: Path, max_file_mb: float) -> tuple[pd.DataFrame, str]:
         """Return the rows of a file and the SHA-256 of its content.
@@ -538,10 +548,11 @@ class Training:
         left_out = sorted(set(names) - set(result.row_counts))
         if left_out:
             raise PipelineError(f"{self.path.name} did not train on {left_out[0]}; {SEE}")
+        files = set(result.row_counts)
         return TrainedModel(
             model=result.model,
-            out_of_fold=self._with_error(result.out_of_fold),
-            in_sample=self._with_error(result.in_sample),
+            out_of_fold=self._checked_errors(result.out_of_fold, files, "out_of_fold"),
+            in_sample=self._checked_errors(result.in_sample, files, "in_sample"),
             input_example=result.input_example,
             row_counts=result.row_counts,
             data_quality=getattr(result, "data_quality", {}),

@@ -63,8 +63,16 @@ def end(*_: object) -> None:
     sys.exit()
 
 
+def check_store() -> None:
+    """Refuse a database that is not there: MLflow would create an empty one."""
+    kind, _, path = mlflow.get_tracking_uri().partition(":///")
+    if kind == "sqlite" and not Path(path).exists():
+        sys.exit(f"there is no store {path}; mend MLFLOW_TRACKING_URI")
+
+
 def main(model: str, port: str, seconds: str = "30") -> None:
     """Serve until a signal comes."""
+    check_store()
     for number in SIGNALS:
         signal.signal(number, end)
     served, server = "", None

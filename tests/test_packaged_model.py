@@ -12,12 +12,14 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import BATCH, FAST_WORDS, ROOT, copy_home, script
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, Schema
 from sample_gts import make_recording, write_recordings
 
 import train_classification_model as training
 from model_registry import open_registry
 from packaged_model import PackagedModel, needs_other_code
-from pipeline_settings import PipelineError
+from pipeline_settings import PipelineError, TryLaterError
 from training_module import Training, load_training_module
 
 FEATURES = "NEIGHBOURS_EACH_SIDE = 5\n"
@@ -39,6 +41,11 @@ def packaged_code(home: Path) -> Path:
     """Return the training module's file that the only version carries."""
     (code,) = (home / "mlflow_server").rglob(f"code/{MODULE}")
     return code
+
+
+def new_files(home: Path) -> list[Path]:
+    """Return the recordings that wait."""
+    return sorted((home / "new_gts").glob("*.csv"))
 
 
 def cycle(home: Path, *words: str) -> dict[str, Any]:
@@ -122,6 +129,26 @@ def test_predictions_come_back_to_the_last_row(other_code: tuple[Any, Training, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("domain", ["grain"], indirect=True)
+def test_rows_reach_it_as_they_are(
+    home: Path, settings_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Fractions and gaps, too, where the first recordings held whole numbers only."""
+    settings = settings_of(home)
+    registry, module = open_registry(settings), load_training_module(settings)
+    rows = pd.concat(module.parse(path.read_bytes(), path.name) for path in new_files(home))
+    rows.loc[rows.index[::9], "brightness"] = float("nan")
+    with registry.verified_files(registry.champion()) as files:
+        folder = shutil.copytree(files, tmp_path / "model")
+    whole = Schema([ColSpec("long", name) for name in module.columns_of(rows)])
+    stored = Model.load(str(folder))
+    stored.signature = ModelSignature(whole, stored.signature.outputs)
+    stored.save(str(folder / "MLmodel"))
+    here = registry.load(registry.champion(), module).predict(rows[module.columns_of(rows)])
+    assert PackagedModel(folder, 1, "local").predict(rows).tolist() == here.tolist()
+
+
+@pytest.mark.slow
 def test_its_packages_are_rebuilt(
     home: Path, other_code: tuple[Any, Training, Any], tmp_path: Path
 ) -> None:
@@ -137,7 +164,7 @@ def test_its_packages_are_rebuilt(
     assert said[0] == said[1]
     folder = shutil.copytree(packaged_code(home).parent.parent, tmp_path / "model")
     (folder / "requirements.txt").write_text("numpy==0.0.1\n")
-    with pytest.raises(PipelineError, match="version 1 does not predict with its own code"):
+    with pytest.raises(TryLaterError, match="the packages of version 1 cannot be installed: "):
         PackagedModel(folder, 1, "uv").predict(rows)
 
 

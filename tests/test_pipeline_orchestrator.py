@@ -595,10 +595,10 @@ class TestNoVerdict:
 
     @both_modules
     @pytest.mark.parametrize(
-        ("spoil", "code"),
+        ("spoil", "text"),
         [
-            (lambda errors: errors * float("nan"), "INVALID_ERRORS"),
-            (lambda errors: errors.drop("new_01.csv"), "DIFFERENT_RECORDINGS"),
+            (lambda errors: errors * float("nan"), "out_of_fold gave the error nan"),
+            (lambda errors: errors.drop("new_01.csv"), "must have one row for each file"),
         ],
     )
     def test_incomparable_errors_are_an_error(
@@ -608,9 +608,9 @@ class TestNoVerdict:
         monkeypatch: pytest.MonkeyPatch,
         domain: Domain,
         spoil: Callable[[pd.DataFrame], pd.DataFrame],
-        code: str,
+        text: str,
     ) -> None:
-        """Missing errors, or errors of other recordings: one line with the code."""
+        """Missing errors, or errors of other recordings: one line that says so."""
         train = domain.module.train_classification_model
 
         @functools.wraps(train)
@@ -620,7 +620,7 @@ class TestNoVerdict:
 
         settings = settings_of(home)
         before = contents(home / "new_gts")
-        with monkeypatch.context() as patch, pytest.raises(PipelineError, match=code):
+        with monkeypatch.context() as patch, pytest.raises(PipelineError, match=text):
             patch.setattr(domain.module, "train_classification_model", train_and_spoil)
             run_orchestrator(settings)
         assert registry_of(settings).production_number() == 1

@@ -91,6 +91,16 @@ class TestVerdicts:
         rows.assign(ground_truth="perhaps").to_csv(tracked, index=False)
         assert predict(tracked)[1] == without
 
+    def test_without_the_column_counted_every_object_counts(
+        self, predict: Run, tracked: Path
+    ) -> None:
+        """As over REST; the same verdicts as if the column said so."""
+        rows = pd.read_csv(tracked)
+        rows.assign(counted=True).to_csv(tracked, index=False)
+        _, expected, said = predict(tracked)
+        rows.drop(columns="counted").to_csv(tracked, index=False)
+        assert predict(tracked) == (0, expected, said)
+
     def test_a_link_and_the_damage_of_an_export(self, predict: Run, tracked: Path) -> None:
         """Whoever names a file may name a link to it; the header of an UTF-7 export is mended."""
         _, expected, _ = predict(tracked)
@@ -121,14 +131,15 @@ class TestRefusals:
     def test_a_bad_file_does_not_stop_the_others(
         self, predict: Run, tracked: Path, tmp_path: Path
     ) -> None:
-        """Missing, a folder, no CSV, without a column, with text in a number."""
+        """Missing, a folder, no CSV, without a column, with text in a number, a loop of links."""
         rows = pd.read_csv(tracked)
         rows.drop(columns="area").to_csv(tmp_path / "column.csv", index=False)
         rows.assign(area="large").to_csv(tmp_path / "text.csv", index=False)
         (tmp_path / "empty.csv").touch()
+        (tmp_path / "loop.csv").symlink_to("loop.csv")
         bad = [
             *(tmp_path / "missing.csv", tmp_path, tmp_path / "empty.csv"),
-            *(tmp_path / "column.csv", tmp_path / "text.csv"),
+            *(tmp_path / "column.csv", tmp_path / "text.csv", tmp_path / "loop.csv"),
         ]
         alone = predict(tracked)
         status, table, said = predict(*bad, tracked)
@@ -138,7 +149,7 @@ class TestRefusals:
             [
                 *("missing.csv: No such file or directory", "is not a regular file"),
                 *("empty.csv: is empty", "column.csv: lacks the column area"),
-                "text.csv: line 2, column area: 'large' is not a number",
+                *("text.csv: line 2, column area: 'large' is not a number", "loop.csv: "),
             ],
             strict=False,
         ):

@@ -352,6 +352,46 @@ class TestWhatItReturns:
             "README.md"
         )
 
+    @pytest.mark.parametrize("field", ["out_of_fold", "in_sample"])
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            ("float('nan')", "gave the error nan; it must be a number"),
+            ("-1.0", "gave the error -1.0; it must be a number"),
+        ],
+    )
+    def test_a_training_with_a_wrong_error(
+        self, module_of: Callable[..., Path], tmp_path: Path, field: str, value: str, text: str
+    ) -> None:
+        """A missing one would keep every later challenger from being judged."""
+        wrong = f"{field}=errors.assign(off={value})"
+        path = module_of(WHOLE.replace(f"{field}=errors", wrong))
+        (tmp_path / "a.csv").write_text("6.5")
+        with pytest.raises(PipelineError, match=f"{field} {text}"):
+            load(path).train(tmp_path, n_folds=2, random_state=0)
+
+    @pytest.mark.parametrize(
+        ("body", "text"),
+        [
+            ("return next(iter(()))", "StopIteration: "),
+            ("import csv; raise csv.Error('odd')", "Error: odd"),
+            ("return {}['size']", "KeyError: 'size'"),
+        ],
+    )
+    def test_a_file_that_cannot_be_read(
+        self, module_of: Callable[..., Path], body: str, text: str
+    ) -> None:
+        """The file is to blame, and the others go on."""
+        path = module_of(f"{WHOLE}\ndef parse_ground_truth(content, name):\n    {body}\n")
+        with pytest.raises(ValueError, match=text):
+            load(path).parse(b"6.5", "a.csv")
+
+    def test_a_column_file_of_its_own(self, module_of: Callable[..., Path]) -> None:
+        """Recordings could not be told apart."""
+        path = module_of(WHOLE.replace('{"size": [float(content)]}', '{"file": ["video.mp4"]}'))
+        with pytest.raises(PipelineError, match="the column 'file' must hold the name of the file"):
+            load(path).parse(b"6.5", "a.csv")
+
     def test_a_training_that_leaves_a_file_out(
         self, module_of: Callable[..., Path], tmp_path: Path
     ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import BATCH, FAST_WORDS, OLD_SEASON_FILES, copy_home, make_home, script
 from sample_gts import write_recordings
@@ -177,6 +178,12 @@ class TestComparison:
         )
         assert text.startswith("version 1 is not reproduced: trained again on 3 recordings")
         assert text.endswith("registered with: numpy 2.4 instead of 1.0")
+
+    def test_a_missing_prediction_differs(self) -> None:
+        """From a number, not from another missing one."""
+        nan = float("nan")
+        apart = rebuild_version._apart(np.array([0.5, nan, nan]), np.array([0.25, 0.5, nan]))
+        assert apart.tolist() == [0.25, 1.0, 0.0]
 
 
 @pytest.mark.usefixtures("fast_training")
