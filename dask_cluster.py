@@ -75,7 +75,7 @@ def joblib_backend(settings: Settings, training: Training) -> Iterator[Any]:
             # The tracks travel with each task on purpose: no worker's death may lose them.
             warnings.filterwarnings("ignore", message="Sending large graph")
             yield _backend(client)
-        _refuse_other_packages(client, training)  # of workers that joined meanwhile
+            _refuse_other_packages(client, training)  # of workers that joined meanwhile
 
 
 @contextlib.contextmanager
@@ -131,27 +131,32 @@ def _silent(scheduler: str) -> TryLaterError:
 
 def _refuse_other_packages(client: Any, training: Training) -> int:
     """Compare the packages of all workers with those here; return how many workers there are."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
+
+    def installed(names: list[str]) -> dict[str, str]:  # in here, it travels to the workers whole
+        found = {}
+        for name in names:
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                found[name] = "none"
+        return found
 
     here = training.package_versions()
     try:
-        found = {name: client.run(version, name, on_error="return") for name in here}
+        found = client.run(installed, list(here))
     except (OSError, TimeoutError) as error:
         raise _silent(client.scheduler.address) from error
-    workers = {worker for versions in found.values() for worker in versions}
-    for worker in sorted(workers):
-        there = {name: versions[worker] for name, versions in found.items() if worker in versions}
+    for worker, there in found.items():
         _refuse_other_versions(worker, here, there)
-    return len(workers)
+    return len(found)
 
 
-def _refuse_other_versions(worker: str, here: Mapping[str, str], there: Mapping[str, Any]) -> None:
+def _refuse_other_versions(worker: str, here: Mapping[str, str], there: Mapping[str, str]) -> None:
     other = [
         f"{name} {there[name]} instead of {version}"
-        if isinstance(there[name], str)
-        else f"no {name}"
         for name, version in here.items()
-        if there.get(name, version) != version
+        if there[name] != version
     ]
     if other:
         raise PipelineError(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gts_folder import hash_file
-from pipeline_settings import PipelineError, StoppedBySignal, TryLaterError
+from pipeline_settings import PipelineError, TryLaterError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +52,11 @@ class PackagedModel:
         Of the version, for messages.
     environment
         As MLflow names it: local, uv or virtualenv.
+
+    Raises
+    ------
+    TryLaterError
+        If its packages are to be installed and cannot be.
     """
 
     takes_all_columns = True
@@ -65,6 +70,8 @@ class PackagedModel:
         self._environment = environment
         self._required, self._optional = columns_of_version(self._folder)
         _forget_signature(self._folder)
+        if environment != "local":
+            self._install_packages()
 
     def predict(self, rows: pd.DataFrame) -> np.ndarray:
         """Return one prediction per row, shape (n_rows,).
@@ -78,8 +85,6 @@ class PackagedModel:
         ------
         PipelineError
             If a column is missing, or the other process fails.
-        TryLaterError
-            If its packages cannot be rebuilt.
         """
         import numpy as np
 
@@ -95,31 +100,25 @@ class PackagedModel:
                     f"{error}; let the training module read it as one of these"
                 ) from error
             source.write_text(text)
-            remedy = "--champion-env uv rebuilds its packages as well"
-            if self._environment != "local":
-                self._rebuild_packages()
-                remedy = "make another version production: rollback --to VERSION"
             run_beside(
                 ["-c", PREDICT, str(self._folder), str(source), str(target), self._environment],
                 f"version {self._number} does not predict with its own code",
-                remedy,
+                "--champion-env uv rebuilds its packages as well"
+                if self._environment == "local"
+                else "make another version production: rollback --to VERSION",
             )
             predicted = json.loads(target.read_bytes())["predictions"]
         return np.asarray(predicted)
 
-    def _rebuild_packages(self) -> None:
+    def _install_packages(self) -> None:
         """Install them where MLflow keeps such environments, unless it has this one."""
         words = ["prepare-env", "--model-uri", str(self._folder), "--env-manager"]
-        try:
-            run_beside(
-                ["-m", "mlflow", "models", *words, self._environment],
-                f"the packages of version {self._number} cannot be installed",
-                "the next run tries again; --champion-env local does without",
-            )
-        except StoppedBySignal:
-            raise
-        except PipelineError as error:
-            raise TryLaterError(str(error)) from error
+        run_beside(
+            ["-m", "mlflow", "models", *words, self._environment],
+            f"the packages of version {self._number} cannot be installed",
+            "the next run tries again; --champion-env local does without",
+            raises=TryLaterError,
+        )
 
     def _columns(self, rows: pd.DataFrame) -> list[str]:
         missing = sorted(set(self._required) - set(rows.columns))
@@ -160,7 +159,9 @@ def columns_of_version(folder: Path) -> tuple[list[str], list[str]]:
     return schema.required_input_names(), schema.optional_input_names()
 
 
-def run_beside(words: list[str], failure: str, remedy: str) -> None:
+def run_beside(
+    words: list[str], failure: str, remedy: str, *, raises: type[PipelineError] = PipelineError
+) -> None:
     """Run another Python process that finds nothing of this one's folders.
 
     Parameters
@@ -171,6 +172,8 @@ def run_beside(words: list[str], failure: str, remedy: str) -> None:
         What it means if that fails, for the message.
     remedy
         What to do then.
+    raises
+        What is raised then.
 
     Raises
     ------
@@ -197,7 +200,7 @@ def run_beside(words: list[str], failure: str, remedy: str) -> None:
     if done.returncode:
         stop_request.obey()
         last = (done.stderr.strip() or "it said nothing").splitlines()[-1][:300]
-        raise PipelineError(f"{failure}: {last}; {remedy}")
+        raise raises(f"{failure}: {last}; {remedy}")
 
 
 def needs_other_code(folder: Path, training: Training, packages: Any, environment: str) -> bool:

@@ -24,7 +24,7 @@ import dask_cluster
 import train_classification_model as training
 from feature_cache import FeatureCache
 from pipeline_settings import PipelineError, Settings, TryLaterError, UsageError
-from training_module import load_training_module
+from training_module import Training, load_training_module
 
 CYCLE = [
     *("--min-new-files", str(FAST["min_new_files"])),
@@ -175,6 +175,17 @@ class TestCluster:
         with pytest.raises(TryLaterError, match=r"127\.0\.0\.1:\d+ or all its workers were lost"):
             train(cluster.settings(), recordings)
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+    def test_packages_are_compared_again_after_the_training(
+        self, cluster: Cluster, recordings: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Workers may have joined meanwhile; what they have not installed is named, too."""
+        same = load_training_module(cluster.settings()).package_versions()
+        wanted = iter([same, {**same, "no-such-package": "1.0"}])
+        monkeypatch.setattr(Training, "package_versions", lambda _: next(wanted))
+        with pytest.raises(PipelineError, match=r"no-such-package none instead of 1\.0"):
+            train(cluster.settings(), recordings)
+        assert next(wanted, None) is None
 
     def test_an_invalid_recording_is_named(self, cluster: Cluster, tmp_path: Path) -> None:
         """The worker's refusal arrives as it is."""

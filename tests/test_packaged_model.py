@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +131,34 @@ def test_predictions_come_back_to_the_last_row(other_code: tuple[Any, Training, 
     assert not isinstance(here, PackagedModel)
     assert beside.predict(rows).tolist() == here.predict(rows).tolist()
     assert 0 < beside.predict(rows).sum() < len(rows)
+
+
+def predicts_beside(pid: int) -> bool:
+    """Say whether a process has started another one that uses packaged code."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return any(b"\0-P\0" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are looked up in /proc")
+def test_a_signal_to_both_processes_is_no_failure_of_the_model(home: Path, tmp_path: Path) -> None:
+    """A terminal and systemd send it to the whole group."""
+    words = [*FAST_WORDS, "--training-module", changed_module(tmp_path / "changed")]
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "pipeline_orchestrator.py"), *words, "--home", str(home)],
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    for _ in range(600):
+        if predicts_beside(process.pid):
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM, log.read_text()
+    assert "does not predict" not in log.read_text()
 
 
 @pytest.mark.slow
