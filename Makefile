@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOME_FOLDER ?= .
 PORT ?= 5000
 
-.PHONY: help demo test test-slow bench gate-simulation real-splits screenshots crash-sweep outage-sweep check lint format server clean
+.PHONY: help contract-table figures demo test test-slow bench gate-simulation real-splits screenshots crash-sweep outage-sweep check lint format server clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -21,7 +21,7 @@ $(VENV)/.development: tests/requirements.txt requirements-dask.txt $(VENV)/.runt
 	@touch $@
 
 demo: $(VENV)/.runtime ## set everything up and watch a degraded model being replaced, in demo/
-	@$(BIN)/python tests/demo.py
+	@$(BIN)/python tests/tools/demo.py
 
 test: $(VENV)/.development ## set everything up and run the tests, the slow ones left out
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
@@ -30,19 +30,25 @@ test-slow: $(VENV)/.development ## the long proofs only: crashes, outages, error
 	$(BIN)/python -m pytest -m slow -s
 
 gate-simulation: $(VENV)/.development ## error rates and power of the gate; the result goes to docs/gate.md
-	$(BIN)/python tests/gate_simulation.py --repetitions 2000 --report docs/gate.md
+	$(BIN)/python tests/tools/gate_simulation.py --repetitions 2000 --report docs/gate.md
 
 real-splits: $(VENV)/.development ## the gate's verdicts on real models; the result goes to docs/real_splits.md
-	$(BIN)/python tests/real_splits.py --report docs/real_splits.md
+	$(BIN)/python tests/tools/real_splits.py --report docs/real_splits.md
 
 bench: $(VENV)/.development ## time and memory as ratios measured side by side; the result goes to docs/benchmarks.md
-	$(BIN)/python tests/bench/benchmark.py --report docs/benchmarks.md
+	$(BIN)/python tests/tools/bench/benchmark.py --report docs/benchmarks.md
 
 crash-sweep: $(VENV)/.development ## kill every command at every write; the result goes to docs/crash_sweep.md (an hour)
-	$(BIN)/python tests/crash_sweep.py --random 10 --report docs/crash_sweep.md
+	$(BIN)/python tests/tools/crash_sweep.py --random 10 --report docs/crash_sweep.md
 
 outage-sweep: $(VENV)/.development ## fail every request of a cycle in five ways; the result goes to docs/outage_sweep.md (two hours)
-	$(BIN)/python tests/outage_sweep.py --lasting-step 5 --report docs/outage_sweep.md
+	$(BIN)/python tests/tools/outage_sweep.py --lasting-step 5 --report docs/outage_sweep.md
+
+contract-table: $(VENV)/.development ## the table of docs/own_model.md, from the contract in the code
+	$(BIN)/python tests/tools/contract_table.py
+
+figures: ## lines, functions and imports of the house, file by file
+	@$(PYTHON) tests/tools/house.py
 
 lint: $(VENV)/.development ## style and types
 	$(BIN)/ruff check .
@@ -56,7 +62,7 @@ format: $(VENV)/.development ## put the code into the house style
 	$(BIN)/ruff format .
 
 screenshots: $(VENV)/.development ## pictures of the demo in a browser; they go to docs/screenshots/ (after make demo)
-	$(BIN)/python tests/screenshots.py
+	$(BIN)/python tests/tools/screenshots.py
 
 server: $(VENV)/.runtime ## MLflow's pages on mlflow_server/'s own files, for this machine only (HOME_FOLDER=demo for the demo)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server \

@@ -12,16 +12,11 @@
 Usage::
 
     python pipeline_orchestrator.py [run] [--dry-run] [--force] [--quiet | --verbose] [--json]
-    python pipeline_orchestrator.py status [--max-age HOURS] [--json]
-    python pipeline_orchestrator.py history [--at TIME]
-    python pipeline_orchestrator.py rollback [--to VERSION]
-    python pipeline_orchestrator.py requeue [NAME ...]
-    python pipeline_orchestrator.py reproduce VERSION [--json]
-    python pipeline_orchestrator.py lineage FILE [--json]
-    python pipeline_orchestrator.py upgrade-store
+    python pipeline_orchestrator.py COMMAND ...
 
-The verdict is one line on standard output, the log goes to standard error. Exit status: 0 done,
-whatever the verdict; 1 error; 2 usage; 75 try again later; 128 + n stopped by signal n.
+`--help` lists the other commands. The verdict is one line on standard output, the log goes to
+standard error. Exit status: 0 done, whatever the verdict; 1 error; 2 usage; 75 try again later;
+128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -30,83 +25,35 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import cycle_pages
-import cycle_records
-import dask_cluster
-import gts_folder
-import model_registry
-import notifications
-import pipeline_recovery
-import pipeline_status
-import version_lineage
-from command_line import (
-    OneLineParser,
-    add_settings,
-    print_result,
-    run_command,
-    stop_request,
-)
-from cycle_records import (
-    Batch,
-    Challenger,
-    Champion,
-    CycleResult,
-    Findings,
-    Monitoring,
-    Outcome,
-    Probation,
-)
-from feature_cache import FeatureCache
-from model_registry import Manifest, ModelRegistry
-from pipeline_settings import (
-    EXIT_DONE,
-    EXIT_ERROR,
-    EXIT_STATUSES,
-    PipelineError,
-    Settings,
-    TryLaterError,
-    check_home,
-)
-from training_module import ERROR, TrainedModel, Training, load_training_module
+from retraining import command_line, dask_cluster, ground_truth, records
+from retraining.command_line import Command, print_result
+from retraining.commands import COMMANDS
+from retraining.cycle import Batch, Challenger, Champion, Cycle, CycleResult, Monitoring, Probation
+from retraining.errors import EXIT_DONE, PipelineError, TryLaterError
+from retraining.files import waiting_names
+from retraining.recorder import DryRun, Recorder
+from retraining.registry import Registry, open_registry
+from retraining.registry.facts import TAG_MODULE, Manifest
+from retraining.settings import Settings, check_home
+from retraining.text import number_text, printable
+from retraining.training import ERROR, TrainedModel, Training, load_training_module
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from champion_gate import Verdict
+    from retraining.gate import Verdict
 
 logger = logging.getLogger("pipeline")
-
-
-# --- Between the steps ---
-
-
-def _step(name: str, *values: Any) -> None:
-    """Begin a step: the place where a cycle may be stopped."""
-    stop_request.obey()
-    logger.info(name, *values)
 
 
 # --- 1. Trigger ---
 
 
-def take_in_batch(
-    settings: Settings, training: Training, champion: Champion, *, dry_run: bool
-) -> Batch:
+def take_in_batch(cycle: Cycle, recorder: Recorder) -> Batch:
     """Read the new files once; invalid ones and duplicates leave the batch.
-
-    Parameters
-    ----------
-    settings
-        Name the folders.
-    training
-        The training module: its reader.
-    champion
-        What it was trained on is not new.
-    dry_run
-        Only say which files are bad.
 
     Raises
     ------
@@ -114,19 +61,16 @@ def take_in_batch(
         If no file can be used and production came from a module of another name: somebody named
         the wrong one, and the files are not to blame.
     """
-    intake = gts_folder.take_in(settings, training, champion.manifest.names)
-    made_by = champion.version.tags.get(model_registry.TAG_MODULE, training.name)
+    training, champion = cycle.training, cycle.champion
+    intake = ground_truth.take_in(cycle.settings, training, champion.manifest.names)
+    made_by = champion.version.read.text(TAG_MODULE, training.name)
     if intake.refusals and not intake.files and made_by != training.name:
         raise PipelineError(
             f"{training.path.name} can use none of the new files, the first of them "
-            f"{intake.refusals[0].what}; version {champion.version.number} was made by "
-            f"{made_by}.py: name the right one with --training-module; no file was moved"
+            f"{intake.refusals[0].what}; version {champion.number} was made by "
+            f"{printable(made_by)}.py: name the right one with --training-module; no file was moved"
         )
-    if dry_run:
-        for refusal in intake.refusals:
-            logger.warning("would reject %r: %s", refusal.name, refusal.what)
-    else:
-        gts_folder.reject(settings, intake.refusals)
+    recorder.reject(cycle.settings, intake.refusals)
     quality = {one.name: one.data_quality for one in intake.files if one.data_quality}
     return Batch(intake.files, intake.fingerprint, quality)
 
@@ -134,51 +78,24 @@ def take_in_batch(
 # --- 2. Monitor ---
 
 
-def load_champion(registry: ModelRegistry, training: Training) -> Champion:
-    """Load the production model, verified.
-
-    Parameters
-    ----------
-    registry
-        Where it is.
-    training
-        The training module. A champion that other code made predicts with its own.
-    """
-    version = registry.champion()
-    model = registry.load(version, training)
-    return Champion(version, model, registry.manifest(version))
+def load_champion(registry: Registry, training: Training) -> Champion:
+    """Load the production model, verified; one that other code made predicts with its own."""
+    version = registry.production.champion()
+    model = registry.models.load(version, training)
+    return Champion(version, model, registry.versions.manifest(version))
 
 
 def monitor(training: Training, champion: Champion, batch: Batch) -> Monitoring:
-    """Score the production model on the new recordings.
-
-    Parameters
-    ----------
-    training
-        The training module: its metric.
-    champion
-        The production model.
-    batch
-        The new recordings.
-    """
-    import champion_gate
+    """Score the production model on the new recordings."""
+    from retraining import gate
 
     errors = _score(training, champion.model, batch)
-    low, high = champion_gate.mean_interval(errors[ERROR])
+    low, high = gate.mean_interval(errors[ERROR])
     return Monitoring(errors, float(errors[ERROR].mean()), low, high)
 
 
-def end_probation(findings: Findings, monitoring: Monitoring, batch: Batch) -> Probation | None:
+def end_probation(cycle: Cycle) -> Probation | None:
     """Compare a newly promoted version with the one before, when it first meets new recordings.
-
-    Parameters
-    ----------
-    findings
-        Of the cycle: its settings, registry, training module and champion.
-    monitoring
-        The champion's errors on the batch.
-    batch
-        The new recordings.
 
     Returns
     -------
@@ -186,289 +103,169 @@ def end_probation(findings: Findings, monitoring: Monitoring, batch: Batch) -> P
         Whether the version before is better, by the standard of a promotion. None if the champion
         is not on probation, or if the version before can no longer be loaded or scored.
     """
-    registry, training, champion = findings.registry, findings.training, findings.champion
-    number = registry.on_probation_against(champion.version)
+    registry, training, champion = cycle.registry, cycle.training, cycle.champion
+    number = registry.production.on_probation_against(champion.version)
     if number is None:
         return None
     try:
-        version = registry.version(number)
-        model, manifest = registry.load(version, training), registry.manifest(version)
-        errors = _score(training, model, batch)
+        version = registry.versions.get(number)
+        model = registry.models.load(version, training)
+        manifest = registry.versions.manifest(version)
+        errors = _score(training, model, cycle.batch)
     except TryLaterError:
         raise
     except PipelineError as error:
-        logger.warning("version %d has no probation: %s", champion.version.number, error)
+        logger.warning("version %d has no probation: %s", champion.number, error)
         return None
     verdict = _judge(
-        findings,
-        monitoring.errors[ERROR],
-        errors[ERROR].reindex(monitoring.errors.index),
-        no_model_errors=_no_model_errors(training, batch, monitoring),
-        n_leaked=sum(one.sha256 in manifest.names for one in batch.files),
+        cycle,
+        errors[ERROR].reindex(cycle.errors.index),
+        no_model_errors=_no_model_errors(cycle),
+        n_leaked=sum(one.sha256 in manifest.names for one in cycle.batch.files),
     )
-    logger.info(
-        "version %d is on probation against version %d: %s",
-        champion.version.number,
-        number,
-        "lost" if verdict.promote else "passed",
-    )
+    state = "lost" if verdict.promote else "passed"
+    logger.info("version %d is on probation against version %d: %s", champion.number, number, state)
     return Probation(version, errors, verdict)
-
-
-def roll_back(
-    registry: ModelRegistry,
-    champion: Champion,
-    probation: Probation,
-    tags: Mapping[str, str],
-) -> None:
-    """Make the version before production again.
-
-    Parameters
-    ----------
-    registry
-        Has the aliases.
-    champion
-        Must still be production.
-    probation
-        Has the version before, which was loaded, verified and scored.
-    tags
-        For the run, the cycle's id among them.
-    """
-    verdict, before = probation.verdict, probation.version.number
-    logger.warning("version %d lost its probation: back to %d", champion.version.number, before)
-    registry.promote(
-        before,
-        replaces=champion.version.number,
-        event=model_registry.EVENT_PROBATION,
-        why=f"probation: {verdict.explain()}",
-        tags=tags,
-        mean_errors=(verdict.champion_mean_error, verdict.challenger_mean_error),
-    )
 
 
 def _score(training: Training, model: Any, batch: Batch) -> pd.DataFrame:
     import pandas as pd
 
-    parts = (pd.concat([one.rows for one in part], ignore_index=True) for part in batch.parts())
-    return pd.concat([training.errors(model, rows) for rows in parts])
+    parts = ([one.rows for one in part] for part in batch.parts())
+    return pd.concat([training.errors(model, part) for part in parts])
 
 
 # --- 3. Decide ---
 
 
-def should_retrain(monitoring: Monitoring, settings: Settings) -> bool:
+def should_retrain(monitoring: Monitoring, threshold: float, decide: str) -> bool:
     """Say whether the production model is no longer good enough.
 
     Parameters
     ----------
-    monitoring
-        Of the production model.
-    settings
-        The threshold, and whether the mean error or the lower end of its interval must pass it.
+    decide
+        Whether the mean error itself ("point") or the lower end of its interval ("bound") must
+        pass the threshold.
     """
-    decisive = monitoring.interval_low if settings.decide == "bound" else monitoring.mean_error
-    return not decisive <= settings.threshold
+    decisive = monitoring.interval_low if decide == "bound" else monitoring.mean_error
+    # Negated, so that an error which is no number retrains instead of looking healthy.
+    return not decisive <= threshold
 
 
 # --- 4. Retrain ---
 
 
-def retrain(
-    findings: Findings, batch: Batch, tags: Mapping[str, str], *, dry_run: bool
-) -> Challenger:
-    """Train a challenger on all recordings; in the run `ModelRetraining` unless it is a dry run.
-
-    Parameters
-    ----------
-    findings
-        Of the cycle: its settings, training module, and the registry that gets the version.
-    batch
-        The new recordings, trained on together with used_gts/.
-    tags
-        Cycle, batch, champion and settings.
-    dry_run
-        Train, but record nothing.
-    """
-    settings, registry, training = findings.settings, findings.registry, findings.training
-    if dry_run:
-        result, manifest = _train(settings, training, batch, dry_run=True)
-        return Challenger(result, manifest, None)
-    with registry.run(model_registry.RETRAINING_RUN, tags) as run_id:
-        result, manifest = _train(settings, training, batch, dry_run=False)
-        stop_request.obey()
-        cycle_records.record_training(registry, settings, result, manifest, batch)
-        version = registry.register(
-            result.model,
-            run_id=run_id,
-            input_example=result.input_example,
-            training=training,
-            manifest=manifest,
-            tags=tags,
-        )
-    logger.info("registered version %d", version.number)
-    return Challenger(result, manifest, version)
+def retrain(cycle: Cycle, recorder: Recorder) -> Challenger:
+    """Train a challenger on all recordings, in the run `ModelRetraining`, and register it."""
+    with recorder.retraining(cycle) as register:
+        trained, manifest = _train(cycle, recorder)
+        return Challenger(trained, manifest, register(trained, manifest))
 
 
-def _train(
-    settings: Settings, training: Training, batch: Batch, *, dry_run: bool
-) -> tuple[TrainedModel, Manifest]:
-    version = training.feature_version()
-    cache = FeatureCache(settings.home, version, settings.cache_mb, read_only=dry_run)
+def _train(cycle: Cycle, recorder: Recorder) -> tuple[TrainedModel, Manifest]:
+    from retraining.cross_validation import Resources, train
+
+    settings, tables = cycle.settings, recorder.tables(cycle)
     with (
-        dask_cluster.joblib_backend(settings, training) as backend,
-        gts_folder.training_folder(settings, batch.files) as (folder, hashes),
+        dask_cluster.joblib_backend(settings, cycle.training) as backend,
+        ground_truth.training_folder(settings, cycle.batch.files) as (folder, hashes),
     ):
-        result = training.train(
-            folder,
+        trained, n_known = train(
+            cycle.training,
+            [folder / name for name in hashes],
             n_folds=settings.n_folds,
             random_state=settings.random_state,
-            n_jobs=settings.n_jobs,
-            backend=backend,
-            tables=cache if version and settings.cache_mb else None,
+            resources=Resources(settings.n_jobs, backend, tables, settings.max_file_mb),
         )
-    cache.trim()
+    if tables is not None:
+        tables.trim()
     logger.info(
-        "trained on %d recordings, %d of them read before: mean error %.2f %s out of fold",
-        len(hashes),
-        cache.n_hits,
-        result.mean_error,
-        training.error_unit,
+        "trained on %d recordings, %d of them read before: mean error %s %s out of fold",
+        *(len(hashes), n_known, number_text(trained.mean_error), cycle.unit),
     )
-    return result, cycle_records.training_manifest(hashes, result.row_counts)
+    return trained, Manifest.of(hashes, trained.row_counts)
 
 
 # --- 5. Compare ---
 
 
-def compare(
-    findings: Findings,
-    monitoring: Monitoring,
-    challenger: Challenger,
-    batch: Batch,
-    champion_out_of_fold: Mapping[str, float],
-    earlier_looks: Sequence[int],
-) -> Verdict:
-    """Judge both models on the same recordings, none of which either was trained on.
-
-    Parameters
-    ----------
-    findings
-        Of the cycle: its settings, training module and champion.
-    monitoring
-        The champion's errors on the batch.
-    challenger
-        Brings out-of-fold errors of every recording.
-    batch
-        The new recordings.
-    champion_out_of_fold
-        SHA-256 -> error of the champion's own cross-validation; may be empty.
-    earlier_looks
-        Number of recordings each time that this champion was judged before.
-    """
+def compare(cycle: Cycle, challenger: Challenger) -> Verdict:
+    """Judge both models on the same recordings, none of which either was trained on."""
     import numpy as np
 
-    held_out = challenger.out_of_fold
-    used = sorted(set(champion_out_of_fold) & set(held_out) - {one.sha256 for one in batch.files})
-    new = [batch.hashes[name] for name in monitoring.errors.index]
-    settings, manifest = findings.settings, findings.champion.manifest
+    settings, champion, held_out = cycle.settings, cycle.champion, challenger.out_of_fold
+    of_champion = cycle.registry.versions.out_of_fold_errors(champion.version, cycle.training)
+    new = [cycle.batch.hashes[name] for name in cycle.errors.index]
+    # Old recordings of which both models have an honest error serve as proof of no forgetting.
+    used = sorted(set(of_champion) & set(held_out) - set(new))
     return _judge(
-        findings,
-        monitoring.errors[ERROR],
+        cycle,
         [held_out[sha256] for sha256 in new if sha256 in held_out],
-        earlier_looks=earlier_looks,
+        earlier_looks=cycle.registry.judgements.earlier_looks(champion.version),
         peeking=settings.peeking,
         max_regression=settings.max_regression,
-        no_model_errors=_no_model_errors(findings.training, batch, monitoring),
+        no_model_errors=_no_model_errors(cycle),
         used_errors=(
-            np.array([champion_out_of_fold[sha256] for sha256 in used]),
+            np.array([of_champion[sha256] for sha256 in used]),
             np.array([held_out[sha256] for sha256 in used]),
         )
         if used
         else None,
-        n_leaked=sum(one.sha256 in manifest.names for one in batch.files),
+        n_leaked=sum(sha256 in champion.manifest.names for sha256 in new),
     )
 
 
-def _judge(findings: Findings, *errors: Any, **limits: Any) -> Verdict:
+def _judge(cycle: Cycle, rival_errors: Any, **limits: Any) -> Verdict:
     """Ask the gate; where it cannot compare there is no promotion, but an error."""
-    import champion_gate
+    from retraining import gate
 
     try:
-        return champion_gate.judge(
-            *errors,
-            significance=findings.settings.significance,
-            min_improvement=findings.settings.min_improvement,
-            unit=findings.training.error_unit,
+        return gate.judge(
+            cycle.errors[ERROR],
+            rival_errors,
+            significance=cycle.settings.significance,
+            min_improvement=cycle.settings.min_improvement,
+            unit=cycle.unit,
             **limits,
         )
-    except champion_gate.NoVerdict as error:
+    except gate.NoVerdict as error:
         raise PipelineError(
-            f"no verdict, production stays version {findings.champion.version.number}: {error}; "
+            f"no verdict, production stays version {cycle.champion.number}: {error}; "
             "look at what the training module returned"
         ) from error
 
 
-def _no_model_errors(
-    training: Training, batch: Batch, monitoring: Monitoring
-) -> pd.Series[float] | None:
+def _no_model_errors(cycle: Cycle) -> pd.Series[float] | None:
     """Return the errors without a model, in the order of monitoring; None if not applicable."""
     import pandas as pd
 
-    errors = [training.errors_without_a_model(one.rows) for one in batch.files]
+    errors = [cycle.training.errors_without_a_model(one.rows) for one in cycle.batch.files]
     known = [table[ERROR] for table in errors if table is not None]
-    return pd.concat(known).reindex(monitoring.errors.index) if known else None
+    return pd.concat(known).reindex(cycle.errors.index) if known else None
 
 
 # --- 6. Promote ---
 
 
-def promote(
-    findings: Findings,
-    challenger: Challenger,
-    batch: Batch,
-    verdict: Verdict,
-    tags: Mapping[str, str],
-) -> None:
+def promote(cycle: Cycle, challenger: Challenger, verdict: Verdict, recorder: Recorder) -> None:
     """Verify the registered challenger, then move the aliases.
-
-    Parameters
-    ----------
-    findings
-        Of the cycle: its registry, its training module, and the champion that must still be
-        production.
-    challenger
-        Its registered model must predict what was trained.
-    batch
-        On these recordings.
-    verdict
-        For the history.
-    tags
-        For the run.
 
     Raises
     ------
     PipelineError
-        If the stored model differs, or somebody moved the alias.
+        If the stored model differs from what was trained, or somebody moved the alias.
     """
-    registry, training, champion = findings.registry, findings.training, findings.champion
-    version = challenger.version
-    if version is None:
-        raise ValueError("a challenger of a dry run cannot be promoted")
-    stored = registry.load_and_try(version, training)
-    trained_errors = _score(training, challenger.result.model, batch)
-    if not _score(training, stored, batch).equals(trained_errors):
-        raise PipelineError(
-            f"version {version.number} does not predict what was trained; production stays "
-            f"version {champion.version.number}; check the artifact store"
-        )
-    registry.promote(
-        version.number,
-        replaces=champion.version.number,
-        event=model_registry.EVENT_PROMOTION,
-        why=verdict.explain(),
-        tags=tags,
-        mean_errors=(verdict.champion_mean_error, verdict.challenger_mean_error),
-    )
+    training, version = cycle.training, challenger.version
+    if version is not None:
+        # What serving systems will load, not what is in memory, is what must be right.
+        stored = cycle.registry.models.load_and_try(version, training)
+        trained_errors = _score(training, challenger.result.model, cycle.batch)
+        if not _score(training, stored, cycle.batch).equals(trained_errors):
+            raise PipelineError(
+                f"version {version.number} does not predict what was trained; production stays "
+                f"version {cycle.champion.number}; check the artifact store"
+            )
+    recorder.promote(cycle, verdict)
 
 
 # --- The flow ---
@@ -481,8 +278,6 @@ def run_orchestrator(
 
     Parameters
     ----------
-    settings
-        Of this home.
     dry_run
         Change no file, no run and no version; say what would happen.
     force
@@ -494,133 +289,105 @@ def run_orchestrator(
         With one line for the operator; nothing is half changed.
     """
     check_home(settings)
-    if dry_run:
-        with gts_folder.lock_without_writing(settings):
-            return _triggered_cycle(settings, dry_run=True, force=force)
-    with gts_folder.exclusive_lock(settings, "run"):
-        with notifications.failure_noted(settings):
-            pipeline_recovery.tidy(settings)
-            result = _triggered_cycle(settings, dry_run=False, force=force)
-        cycle_pages.note_quiet_night(settings, result)
-        notifications.note_end(settings, result.outcome.value, result.message, result.stuck)
+    recorder = DryRun() if dry_run else Recorder()
+    with recorder.lock(settings):
+        with recorder.failures_told(settings):
+            result = _triggered_cycle(settings, recorder, force=force)
+        recorder.end(settings, result)
     return result
 
 
-def _triggered_cycle(settings: Settings, *, dry_run: bool, force: bool) -> CycleResult:
+def _triggered_cycle(settings: Settings, recorder: Recorder, *, force: bool) -> CycleResult:
     """Begin a cycle if there are enough files; nothing heavy is imported before."""
-    n_names = len(gts_folder.waiting_names(settings.new_gts))
+    # By name alone: a night without news costs one listing of a folder.
+    n_names = len(waiting_names(settings.new_gts))
     if n_names < settings.min_new_files:
-        return cycle_records.waiting(settings, n_names)
-    _step("1. trigger: %d new files", n_names)
-    registry = model_registry.open_registry(settings)
+        return records.waiting(settings, n_names)
+    recorder.step("1. trigger: %d new files", n_names)
+    registry = open_registry(settings)
+    recorder.remember(settings, registry)
     training = load_training_module(settings)
     champion = load_champion(registry, training)
-    findings = Findings(settings, registry, training, champion)
-    if dry_run:
-        result = _cycle(findings, "dry-run", dry_run=True, force=force)
-    else:
-        with (
-            pipeline_recovery.unfinished_until_done(settings, "run") as cycle_id,
-            cycle_pages.failure_explained(findings),
-        ):
-            result = _cycle(findings, cycle_id, dry_run=False, force=force)
-    return dataclasses.replace(result, recordings=findings.recordings(), unit=training.error_unit)
+    with recorder.unfinished(settings) as cycle_id:
+        cycle = Cycle(settings, registry, training, champion, cycle_id)
+        with recorder.failure_explained(cycle):
+            result = _cycle(cycle, recorder, force=force)
+    return dataclasses.replace(result, recordings=cycle.recordings(), unit=cycle.unit)
 
 
-def _cycle(findings: Findings, cycle_id: str, *, dry_run: bool, force: bool) -> CycleResult:
+def _cycle(cycle: Cycle, recorder: Recorder, *, force: bool) -> CycleResult:
     """Run the steps; each is a function of its own section above."""
-    settings, registry = findings.settings, findings.registry
-    training, champion = findings.training, findings.champion
-    batch = findings.batch = take_in_batch(settings, training, champion, dry_run=dry_run)
+    settings, champion = cycle.settings, cycle.champion
+    # Names were enough to begin; only valid files that production does not know count.
+    batch = cycle.batch = take_in_batch(cycle, recorder)
     if len(batch.files) < settings.min_new_files:
-        return cycle_records.waiting(settings, len(batch.files))
-    same_question = {
-        model_registry.TAG_BATCH: batch.fingerprint,
-        model_registry.TAG_CHAMPION: str(champion.version.number),
-        model_registry.TAG_SETTINGS: settings.verdict_fingerprint(training.code_sha256),
-    }
-    lost_batches = registry.lost_batches(champion.version)
-    earlier = "" if force else registry.judged_before(same_question)
+        return records.waiting(settings, len(batch.files))
+    # The same question is not answered, and paid for, every night.
+    cycle.lost_batches = cycle.registry.judgements.lost_batches(champion.version)
+    earlier = "" if force else cycle.registry.judgements.before(cycle.question)
     if earlier:
-        return cycle_records.already_judged(settings, champion, batch, earlier, lost_batches)
-    tags = {
-        model_registry.TAG_CYCLE: cycle_id,
-        model_registry.TAG_UNIT: training.error_unit,
-        **same_question,
-    }
+        return records.already_judged(cycle, earlier)
 
-    _step("2. monitor: version %d on %d recordings", champion.version.number, len(batch.files))
+    recorder.step("2. monitor: version %d on %d recordings", champion.number, len(batch.files))
     for name, note in batch.data_quality.items():
-        logger.warning("data quality: %s: %s", name, note)
-    monitoring = findings.monitoring = monitor(training, champion, batch)
-    probation = findings.probation = end_probation(findings, monitoring, batch)
-    if not dry_run:
-        history = findings.history = cycle_pages.monitored_batches(registry, tags)
-        findings.monitoring_run = cycle_records.record_monitoring(
-            registry, settings, monitoring, batch, tags, history, probation
-        )
-    if findings.lost_probation:
-        result = cycle_records.rolled_back(
-            champion, batch, findings.lost_probation, dry_run=dry_run
-        )
-        if not dry_run:
-            roll_back(registry, champion, findings.lost_probation, tags)
-            cycle_pages.conclude(findings, result)
-            notifications.announce_change(settings, registry, cycle_id)
+        logger.warning("data quality: %s: %s", printable(name), printable(note))
+    monitoring = cycle.monitoring = monitor(cycle.training, champion, batch)
+    # Before the run is written: a batch counts as met once it is, and probation ends with it.
+    cycle.probation = end_probation(cycle)
+    recorder.monitored(cycle)
+    if cycle.lost_probation:
+        recorder.roll_back(cycle)
+        result = recorder.concluded(cycle, records.rolled_back(cycle))
+        recorder.announce(cycle)
         return result
 
-    _step("3. decide: mean error %.2f %s", monitoring.mean_error, training.error_unit)
-    if not should_retrain(monitoring, settings):
-        result = cycle_records.healthy(findings, batch, monitoring)
-        cycle_pages.conclude(findings, result)
-        return result
+    recorder.step("3. decide: mean error %s %s", number_text(monitoring.mean_error), cycle.unit)
+    if not should_retrain(monitoring, cycle.threshold, settings.decide):
+        return recorder.concluded(cycle, records.healthy(cycle))
 
-    _step("4. retrain on used_gts/ and new_gts/")
-    challenger = findings.challenger = retrain(findings, batch, tags, dry_run=dry_run)
+    recorder.step("4. retrain on used_gts/ and new_gts/")
+    challenger = cycle.challenger = retrain(cycle, recorder)
 
-    _step("5. compare champion and challenger on %d recordings", len(batch.files))
-    verdict = findings.verdict = compare(
-        findings,
-        monitoring,
-        challenger,
-        batch,
-        registry.out_of_fold_errors(champion.version, training),
-        registry.earlier_looks(champion.version),
-    )
-    result = cycle_records.judged(settings, champion, challenger, batch, verdict, lost_batches)
-    if challenger.version is None:
-        return result
-    registry.record_verdict(
-        challenger.version, verdict.as_dict(), cycle_records.version_description(verdict)
-    )
+    recorder.step("5. compare champion and challenger on %d recordings", len(batch.files))
+    verdict = cycle.verdict = compare(cycle, challenger)
+    # Before anything else may fail: a look at a champion counts, whatever becomes of this night.
+    recorder.judged(cycle, verdict)
     if not verdict.promote:
-        cycle_pages.conclude(findings, result)
-        return result
+        result = records.judged(cycle, verdict)
+        if result.stuck:
+            logger.warning("%s", result.stuck)
+        return recorder.concluded(cycle, result)
 
-    _step("6. promote version %d", challenger.version.number)
-    promote(findings, challenger, batch, verdict, tags)
-    cycle_pages.conclude(findings, result)
-    notifications.announce_change(settings, registry, cycle_id)
+    recorder.step("6. promote the challenger")
+    promote(cycle, challenger, verdict, recorder)
+    result = recorder.concluded(cycle, records.judged(cycle, verdict))
+    recorder.announce(cycle)
 
-    _step("7. archive %d files", len(batch.files))
-    pipeline_recovery.archive(settings, challenger.manifest.names)
+    # Last: truth is the alias and its manifest, from which the next start can do it again.
+    recorder.step("7. archive %d files", len(batch.files))
+    recorder.archive(cycle, challenger.manifest)
     return result
 
 
 # --- The command line ---
 
-TONES = {
-    Outcome.HEALTHY: "good",
-    Outcome.PROMOTED: "good",
-    Outcome.NOT_PROMOTED: "look",
-    Outcome.ROLLED_BACK: "look",
-}
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", help="change nothing, say what would happen"
+    )
+    parser.add_argument("--force", action="store_true", help="judge a batch again")
+    parser.add_argument("--verbose", action="store_true", help="list the recordings as well")
+    parser.add_argument(
+        "--quiet", action="store_true", help="print only what somebody must look at"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _run_command(settings: Settings, options: argparse.Namespace) -> int:
+def _work(settings: Settings, options: argparse.Namespace) -> int:
     result = run_orchestrator(settings, dry_run=options.dry_run, force=options.force)
     if options.verbose and result.recordings:
-        sys.stderr.write(cycle_records.recordings_table(result.recordings, result.unit))
+        sys.stderr.write(records.recordings_table(result.recordings, result.unit))
     if not options.quiet:
         facts = {
             "outcome": result.outcome.value,
@@ -629,113 +396,14 @@ def _run_command(settings: Settings, options: argparse.Namespace) -> int:
             **result.facts,
             "by_recording": [dataclasses.asdict(one) for one in result.recordings],
         }
-        print_result(
-            result.message, facts, as_json=options.json, tone=TONES.get(result.outcome, "")
-        )
+        print_result(result.message, facts, as_json=options.json, tone=result.outcome.tone)
     return EXIT_DONE
 
 
-def _status_command(settings: Settings, options: argparse.Namespace) -> int:
-    state = pipeline_status.status(settings, options.max_age)
-    print_result(pipeline_status.as_text(state), state, as_json=options.json)
-    return EXIT_ERROR if state["problems"] else EXIT_DONE
+RUN = Command("run", "one cycle; the default", _add_flags, _work)
 
 
-def _history_command(settings: Settings, options: argparse.Namespace) -> int:
-    changes = pipeline_status.history(settings)
-    if options.at is None:
-        text = "\n".join(pipeline_status.change_line(one) for one in changes)
-        print_result(text, {"changes": changes}, as_json=options.json)
-        return EXIT_DONE
-    change = pipeline_status.production_at(changes, options.at)
-    found = f"version {change['to']}" if change else "none"
-    uncertain = bool(changes) and changes[0]["event"] == "unrecorded"
-    if uncertain:
-        found += f", or {changes[0]['to']}: {changes[0]['why']}, at an unknown time"
-    facts = {
-        "at": options.at,
-        "production": change["to"] if change else None,
-        "uncertain": uncertain,
-    }
-    print_result(f"production at {options.at}: {found}", facts, as_json=options.json)
-    return EXIT_DONE
-
-
-def _rollback_command(settings: Settings, options: argparse.Namespace) -> int:
-    print_result(pipeline_recovery.rollback(settings, options.to), {}, as_json=False)
-    return EXIT_DONE
-
-
-def _requeue_command(settings: Settings, options: argparse.Namespace) -> int:
-    print_result(pipeline_recovery.requeue(settings, options.names), {}, as_json=False)
-    return EXIT_DONE
-
-
-def _upgrade_command(settings: Settings, _options: argparse.Namespace) -> int:
-    print_result(pipeline_recovery.upgrade_store(settings), {}, as_json=False)
-    return EXIT_DONE
-
-
-def _reproduce_command(settings: Settings, options: argparse.Namespace) -> int:
-    result = version_lineage.reproduce(settings, options.version)
-    print_result(version_lineage.reproduction_text(result), result, as_json=options.json)
-    return EXIT_DONE if result["identical"] else EXIT_ERROR
-
-
-def _lineage_command(settings: Settings, options: argparse.Namespace) -> int:
-    found = version_lineage.lineage(settings, options.file)
-    print_result(version_lineage.lineage_text(found), found, as_json=options.json)
-    return EXIT_DONE
-
-
-COMMANDS = {
-    "run": (_run_command, "one cycle; the default"),
-    "status": (_status_command, "production version, last cycles, files waiting"),
-    "history": (_history_command, "every change of production"),
-    "rollback": (_rollback_command, "make an earlier version production again"),
-    "requeue": (_requeue_command, "put mended files from new_gts/rejected/ back"),
-    "reproduce": (_reproduce_command, "train a version again and compare its predictions"),
-    "lineage": (_lineage_command, "the versions that were trained on a recording"),
-    "upgrade-store": (_upgrade_command, "migrate the embedded store, with a backup"),
-}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        prog="pipeline_orchestrator.py",
-        description="Monitor the production model, retrain it when it degrades, promote only "
-        "what is better. Without a command: run.",
-        epilog="exit status: "
-        + "; ".join(f"{status}: {meaning}" for status, meaning in EXIT_STATUSES.items()),
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    parsers = {}
-    for name, (_, text) in COMMANDS.items():
-        parsers[name] = commands.add_parser(name, help=text, description=text)
-        add_settings(parsers[name])
-    run = parsers["run"]
-    run.add_argument("--dry-run", action="store_true", help="change nothing, say what would happen")
-    run.add_argument("--force", action="store_true", help="judge a batch again")
-    run.add_argument("--verbose", action="store_true", help="list the recordings as well")
-    run.add_argument("--quiet", action="store_true", help="print only what somebody must look at")
-    for name in ("run", "status", "history", "reproduce", "lineage"):
-        parsers[name].add_argument("--json", action="store_true", help="print JSON")
-    parsers["status"].add_argument(
-        "--max-age", type=float, metavar="HOURS", help="exit 1 if no run ended within so many hours"
-    )
-    parsers["history"].add_argument(
-        "--at", metavar="TIME", help="which version was production then, such as 2026-05-01T12:00"
-    )
-    parsers["rollback"].add_argument(
-        "--to", type=int, metavar="VERSION", help="default: the version before"
-    )
-    parsers["reproduce"].add_argument("version", type=int, metavar="VERSION", help="its number")
-    parsers["lineage"].add_argument("file", metavar="FILE", help="a path, or a name in the home")
-    parsers["requeue"].add_argument("names", nargs="*", metavar="NAME", help="default: all")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
     Parameters
@@ -743,12 +411,13 @@ def main(arguments: list[str] | None = None) -> int:
     arguments
         Command line without the program's name; `sys.argv` by default.
     """
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    if not words or (words[0] not in COMMANDS and words[0] not in ("-h", "--help")):
-        words = ["run", *words]
-    options = _parser().parse_args(words)
-    command = COMMANDS[options.command][0]
-    return run_command(lambda settings: command(settings, options), options)
+    return command_line.main(
+        [RUN, *COMMANDS],
+        arguments,
+        prog="pipeline_orchestrator.py",
+        description="Monitor the production model, retrain it when it degrades, promote only "
+        "what is better. Without a command: run.",
+    )
 
 
 if __name__ == "__main__":

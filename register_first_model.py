@@ -1,13 +1,15 @@
-"""Once: put the first, pre-trained model into the registry as production.
+"""Once: put the first model into the registry as production.
 
-1. Load model/stem_classifier_postprocessing_v1.pkl; wrap a model of the first generation.
-2. Score it on used_gts/.
+1. Load the pre-trained model/stem_classifier_postprocessing_v1.pkl, and wrap a model of the first
+   generation; or, with `--train`, train one on used_gts/ and need no pickle.
+2. Its errors on used_gts/ are the baseline: each by a model that never saw the recording, if it was
+   trained here; else by the model itself, which was trained on them.
 3. Create the store if there is none, register the model with its manifest.
 4. Set the alias `production`.
 
 Usage::
 
-    python register_first_model.py [--home HOME] [--force]
+    python register_first_model.py [--train] [--home HOME] [--force]
 
 If there is a production version already: say which, change nothing, exit 0; `--force` replaces
 it. Exit status: 0 done; 1 error; 2 usage; 75 try again later; 128 + n stopped by signal n.
@@ -15,89 +17,145 @@ it. Exit status: 0 done; 1 error; 2 usage; 75 try again later; 128 + n stopped b
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import io
 import logging
-import os
-import stat
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import cycle_records
-import gts_folder
-import model_registry
-import notifications
-import pipeline_recovery
-from command_line import OneLineParser, add_settings, print_result, run_command
-from model_registry import ModelRegistry
-from pipeline_settings import EXIT_DONE, PipelineError, Settings, check_home
-from training_module import ERROR, Training, load_training_module
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-logger = logging.getLogger("pipeline")
+from retraining import command_line, notices, records, recovery, vouching
+from retraining.command_line import OneLineParser, add_settings, print_result
+from retraining.commands.train_first import (
+    NEVER_SEEN,
+    errors_of_pickle,
+    read_trusted,
+    train_on_folder,
+)
+from retraining.errors import EXIT_DONE, PipelineError
+from retraining.files import exclusive_lock, hash_bytes, waiting_names
+from retraining.registry import Registry, open_registry
+from retraining.registry.facts import (
+    EVENT_REGISTRATION,
+    FIRST_RUN,
+    TAG_CYCLE,
+    TAG_UNIT,
+    Dataset,
+    Manifest,
+    RegisteredVersion,
+    RunRecord,
+)
+from retraining.registry.store import create_store
+from retraining.settings import Settings, check_home
+from retraining.text import error_text
+from retraining.training import (
+    ERROR,
+    FILE,
+    TrainedModel,
+    Training,
+    load_training_module,
+    unreadable_file,
+)
 
 USED_SETTINGS = (
     *("home", "tracking_uri", "model_name", "training_module", "max_file_mb"),
-    *("random_state", "n_folds"),
+    *("random_state", "n_folds", "n_jobs"),
     *("on_promotion", "hook_timeout"),
 )
-OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+logger = logging.getLogger("pipeline")
+
+
+@dataclass(frozen=True)
+class FirstModel:
+    """A model that may become the first production, and its baseline.
+
+    Parameters
+    ----------
+    trained
+        With its errors on used_gts/.
+    manifest
+        Those recordings.
+    source
+        Where it comes from, in words.
+    out_of_fold
+        Whether each error is by a model that never saw the recording.
+    params
+        Of its run.
+    tags
+        Of its version.
+    """
+
+    trained: TrainedModel
+    manifest: Manifest
+    source: str
+    out_of_fold: bool
+    params: Mapping[str, Any]
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def measured(self, unit: str) -> str:
+        """Return its baseline in words."""
+        how = NEVER_SEEN if self.out_of_fold else "trained on them"
+        return f"{error_text(self.trained.mean_error, unit)} on used_gts/, {how}"
+
+
+# --- A model that was trained before ---
+
+
+def from_pickle(settings: Settings, training: Training) -> FirstModel:
+    """Load the first model and find out its errors on used_gts/.
+
+    Raises
+    ------
+    PipelineError
+        If there is none, if it cannot be trusted or used, or if a recording cannot be read.
+    """
+    path = settings.home / training.first_model_path
+    content = read_trusted_pickle(path)
+    sha256 = hash_bytes(content)
+    logger.info("%s has SHA-256 %s", path.name, sha256)
+    trained, hashes = _scored(settings, training, _unpickled(content, path, training))
+    params: dict[str, Any] = {"pickle": path.name, "pickle_sha256": sha256}
+    known = errors_of_pickle(path, sha256, hashes, training)
+    if known is not None:
+        errors = trained.out_of_fold[[ERROR]].copy()
+        errors[ERROR] = [known.errors[hashes[name]] for name in errors.index]
+        trained = dataclasses.replace(trained, out_of_fold=errors)
+        # With other code these two would promise what nobody can reproduce.
+        if known.code_sha256 == training.code_sha256:
+            params |= {"n_folds": known.n_folds, "random_state": known.random_state}
+    return FirstModel(
+        trained=trained,
+        manifest=Manifest.of(hashes, trained.row_counts),
+        source=path.name,
+        out_of_fold=known is not None,
+        params=params,
+        tags={"pickle_sha256": sha256},
+    )
 
 
 def read_trusted_pickle(path: Path) -> bytes:
-    """Return the bytes of a pickle that nobody else can have written.
-
-    Parameters
-    ----------
-    path
-        The first model.
+    """Return the bytes of a pickle that nobody else can have written: loading it runs its code.
 
     Raises
     ------
     PipelineError
-        If it is missing, no regular file, owned by somebody else or writable by others: a
-        pickle runs code when it is loaded.
+        If it is missing, no regular file, owned by somebody else or writable by others.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return read_trusted(path)
     except FileNotFoundError as error:
         raise PipelineError(
-            f"there is no {path}; put the pre-trained model there, or train one with the training "
-            "module"
+            f"there is no {path}; put the pre-trained model there, or train one: "
+            "python register_first_model.py --train"
         ) from error
-    except OSError as error:
-        raise PipelineError(f"{path} cannot be read as a regular file: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise PipelineError(f"{path} is not a regular file")
-        if status.st_uid not in (os.getuid(), 0):
-            raise PipelineError(f"{path} belongs to another user; chown it if you trust it")
-        if status.st_mode & OTHERS_MAY_WRITE:
-            raise PipelineError(f"{path} can be written by others; if you trust it: chmod go-w")
-        return stream.read()
 
 
-def unpickle(content: bytes, path: Path, training: Training) -> Any:
-    """Return the pickled model as one of raw rows.
-
-    Parameters
-    ----------
-    content
-        The pickle.
-    path
-        For messages.
-    training
-        The training module, which knows what can be used.
-
-    Raises
-    ------
-    PipelineError
-        If it does not load or is no model that can be used.
-    """
+def _unpickled(content: bytes, path: Path, training: Training) -> Any:
+    """Return the pickled model as one of raw rows."""
     import joblib
 
     try:
@@ -112,15 +170,81 @@ def unpickle(content: bytes, path: Path, training: Training) -> Any:
         raise PipelineError(f"{path}: {error}") from error
 
 
-def register_first_model(settings: Settings, *, force: bool = False) -> str:
+def _scored(
+    settings: Settings, training: Training, model: Any
+) -> tuple[TrainedModel, dict[str, str]]:
+    """Score a model on used_gts/, one recording at a time; return it, and name -> SHA-256."""
+    import pandas as pd
+
+    from retraining.cross_validation import EXAMPLE_RECORDINGS, input_example
+
+    hashes: dict[str, str] = {}
+    row_counts: dict[str, int] = {}
+    errors: list[pd.DataFrame] = []
+    first: list[pd.DataFrame] = []
+    for name in waiting_names(settings.used_gts):
+        try:
+            rows, hashes[name] = training.read(settings.used_gts / name, settings.max_file_mb)
+        except ValueError as error:
+            raise PipelineError(
+                f"used_gts/{unreadable_file(name, error)}; mend it or take it out"
+            ) from error
+        row_counts[name] = len(rows)
+        errors.append(training.errors(model, [rows]))
+        if len(first) < EXAMPLE_RECORDINGS:
+            first.append(rows)
+    if not errors:
+        raise PipelineError(
+            f"{settings.used_gts} holds no CSV; put the recordings there that the model was "
+            "trained on: they are its baseline, and later retrainings use them"
+        )
+    table = pd.concat(errors).rename_axis(FILE)
+    trained = TrainedModel(
+        model=model,
+        out_of_fold=table,
+        in_sample=table,
+        input_example=input_example(training, first),
+        row_counts=row_counts,
+        data_quality={},
+        examples=pd.DataFrame(),
+        importance=None,
+    )
+    return trained, hashes
+
+
+# --- A model that is trained now ---
+
+
+def trained_now(settings: Settings, training: Training) -> FirstModel:
+    """Train on used_gts/.
+
+    Raises
+    ------
+    PipelineError
+        If the recordings do not suffice.
+    """
+    trained, hashes = train_on_folder(settings, training, settings.used_gts)
+    return FirstModel(
+        trained=trained,
+        manifest=Manifest.of(hashes, trained.row_counts),
+        source=f"trained on {len(hashes)} recordings",
+        out_of_fold=True,
+        params={"n_folds": settings.n_folds, "random_state": settings.random_state},
+    )
+
+
+# --- Registering ---
+
+
+def register_first_model(settings: Settings, *, force: bool = False, train: bool = False) -> str:
     """Register the first model and make it production; return what was done in one line.
 
     Parameters
     ----------
-    settings
-        Of this home.
     force
         Replace a production version.
+    train
+        Train the model on used_gts/ instead of loading its pickle.
 
     Raises
     ------
@@ -129,130 +253,94 @@ def register_first_model(settings: Settings, *, force: bool = False) -> str:
     """
     check_home(settings)
     training = load_training_module(settings)
-    path = settings.home / training.first_model_path
-    with gts_folder.exclusive_lock(settings, "register"):
-        pipeline_recovery.tidy(settings)
-        content = None
+    make = trained_now if train else from_pickle
+    with exclusive_lock(settings, "register"):
+        recovery.tidy(settings)
+        first = None
         if settings.database is not None and not settings.database.exists():
-            content = read_trusted_pickle(path)
-            unpickle(content, path, training)
-        model_registry.create_store(settings)
-        registry = model_registry.open_registry(settings, create=True)
-        production = registry.production_number()
+            first = make(settings, training)  # a mistake leaves no store behind
+        create_store(settings)
+        registry = open_registry(settings, create=True)
+        production = registry.production.number()
         if production is not None and not force:
             return f"version {production} is production already; nothing changed (--force replaces)"
-        content = content or read_trusted_pickle(path)
-        with pipeline_recovery.unfinished_until_done(settings, "register") as cycle_id:
-            number, mean_error = _register(registry, settings, training, content, cycle_id)
-            measured = f"{mean_error:.1f} {training.error_unit} on used_gts/"
-            registry.promote(
-                number,
+        first = first or make(settings, training)
+        measured = first.measured(training.error_unit)
+        with recovery.unfinished_until_done(settings, "register") as cycle_id:
+            tags = {TAG_CYCLE: cycle_id, TAG_UNIT: training.error_unit}
+            version = _register(registry, training, first, tags)
+            vouching.vouch_for(settings, registry, version)
+            registry.production.move_to(
+                version.number,
                 replaces=production,
-                event=model_registry.EVENT_REGISTRATION,
-                why=f"first model {path.name}, {measured}",
-                tags={
-                    model_registry.TAG_CYCLE: cycle_id,
-                    model_registry.TAG_UNIT: training.error_unit,
-                },
-                mean_errors=(None, mean_error),
+                event=EVENT_REGISTRATION,
+                why=f"first model {first.source}, {measured}",
+                tags=tags,
+                # Of what it was trained on it would be 0 in the history for ever.
+                mean_errors=(None, first.trained.mean_error if first.out_of_fold else None),
             )
-            notifications.announce_change(settings, registry, cycle_id)
-    return f"registered version {number} as production: mean error {measured}"
+            notices.announce_change(settings, registry, cycle_id)
+    return f"registered version {version.number} as production: mean error {measured}"
 
 
 def _register(
-    registry: ModelRegistry, settings: Settings, training: Training, content: bytes, cycle_id: str
-) -> tuple[int, float]:
-    """Score and register the model; return its version's number and mean error."""
-    import pandas as pd
-
-    path = settings.home / training.first_model_path
-    pickle_hash = gts_folder.hash_bytes(content)
-    logger.info("%s has SHA-256 %s", path.name, pickle_hash)
-    model = unpickle(content, path, training)
-    recordings = _read_used(settings, training)
-    errors = pd.concat(training.errors(model, rows) for rows, _ in recordings.values())
-    mean_error = float(errors[ERROR].mean())
-    example = pd.concat([rows.head(5) for rows, _ in list(recordings.values())[:2]])
-    manifest = cycle_records.training_manifest(
-        {name: sha256 for name, (_, sha256) in recordings.items()},
-        {name: len(rows) for name, (rows, _) in recordings.items()},
-    )
+    registry: Registry, training: Training, first: FirstModel, tags: Mapping[str, str]
+) -> RegisteredVersion:
+    """Register the model with its run and make sure that it loads."""
     registry.create_experiment_and_model()
-    tags = {model_registry.TAG_CYCLE: cycle_id}
-    with registry.run(model_registry.FIRST_RUN, tags) as run_id:
-        registry.log_numbers(
-            {
-                "mean_error": mean_error,
-                "max_error": float(errors[ERROR].max()),
-                "recordings": len(errors),
-            },
-            {
-                "model": type(model).__name__,
-                "pickle": path.name,
-                "pickle_sha256": pickle_hash,
-            },
-        )
-        registry.log_table(errors, "errors_by_recording.json")
-        registry.log_dataset(manifest, "used_gts", "baseline")
-        version = registry.register(
-            model,
+    with registry.runs.open(FIRST_RUN, tags) as run_id:
+        registry.runs.log(run_id, _record(first))
+        version = registry.versions.register(
+            first.trained,
             run_id=run_id,
-            input_example=example[training.columns_of(example)].reset_index(drop=True),
             training=training,
-            manifest=manifest,
-            tags={**tags, "pickle_sha256": pickle_hash},
+            manifest=first.manifest,
+            tags={**tags, **first.tags},
         )
-    registry.load_and_try(version, training)
+    registry.models.load_and_try(version, training)
     today = datetime.date.today().isoformat()
-    registry.describe(
+    registry.versions.describe(
         version.number,
-        f"first model {path.name}, registered {today}: {mean_error:.1f} {training.error_unit} on "
-        "used_gts/, "
-        "which it may have been trained on",
+        f"first model {first.source}, registered {today}: {first.measured(training.error_unit)}",
     )
-    return version.number, mean_error
+    return version
 
 
-def _read_used(settings: Settings, training: Training) -> dict[str, tuple[pd.DataFrame, str]]:
-    """Return name -> (rows, SHA-256) of used_gts/."""
-    recordings = {}
-    for name in gts_folder.waiting_names(settings.used_gts):
-        try:
-            recordings[name] = training.read(settings.used_gts / name, settings.max_file_mb)
-        except ValueError as error:
-            what = getattr(error, "what", error)
-            raise PipelineError(f"used_gts/{name}: {what}; mend it or take it out") from error
-    if not recordings:
-        raise PipelineError(
-            f"{settings.used_gts} holds no CSV; put the recordings there that the model was "
-            "trained on: they are its baseline, and later retrainings use them"
-        )
-    return recordings
+def _record(first: FirstModel) -> RunRecord:
+    """Return what the run keeps; errors of what it was trained on are no evidence for later."""
+    errors = first.trained.out_of_fold
+    return RunRecord(
+        metrics={
+            "mean_error": first.trained.mean_error,
+            "max_error": float(errors[ERROR].max()),
+            "recordings": len(errors),
+        },
+        params={"model": type(first.trained.model).__name__, **first.params},
+        tables={"errors_by_recording.json": errors},
+        files=records.out_of_fold_file(first.trained, first.manifest) if first.out_of_fold else {},
+        datasets=[Dataset(first.manifest, "used_gts", "baseline")],
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Register the first model and return the exit status.
-
-    Parameters
-    ----------
-    arguments
-        Command line without the program's name; `sys.argv` by default.
-    """
+    """Register the first model and return the exit status."""
     parser = OneLineParser(
         prog="register_first_model.py",
-        description="Put the first, pre-trained model into the registry as production.",
+        description="Put the first model into the registry as production.",
     )
     parser.add_argument("--force", action="store_true", help="replace a production version")
+    parser.add_argument(
+        "--train", action="store_true", help="train it on used_gts/ instead of loading its pickle"
+    )
     add_settings(parser, only=USED_SETTINGS)
     options = parser.parse_args(arguments)
 
-    def command(settings: Settings) -> int:
-        message = register_first_model(settings, force=options.force)
+    def work(settings: Settings) -> int:
+        message = register_first_model(settings, force=options.force, train=options.train)
         print_result(message, {}, as_json=False)
         return EXIT_DONE
 
-    return run_command(command, options)
+    return command_line.run_command(work, options)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,26 @@
 """The team's own logic: ground truth files, features, the classifier and the counting error.
 
-Replace it, or write another one, to use the pipeline for another model; `training_module` lists
-what the pipeline needs of it. Nothing here knows MLflow.
+Replace it, or write another one, to use the pipeline for another model; docs/own_model.md lists
+what the pipeline needs of it. It describes; splitting, scoring and parallel work are the
+pipeline's. Nothing here knows MLflow.
 
 1. `read_ground_truth` reads one recording and refuses what it cannot read without guessing.
-2. `track_features` describes every counted track relative to its neighbours in time.
+2. `examples` describes every counted track relative to its neighbours in time.
 3. `StemClassifier` says for each row whether its object is a real stem;
    `DetectionVoteClassifier` does the same with a forest of the first generation.
-4. `count_errors` is the one metric: the counting error of each recording in percent.
-5. `train_classification_model` fits on all files of a folder and scores each of them out of fold.
-6. `object_verdicts` says what a model thinks of each object of a recording.
+4. `fit` learns from the examples of many recordings.
+5. `count_errors` is the one metric: the counting error of each recording in percent.
+6. `verdicts` says what a model thinks of each object of a recording.
 
 Usage::
 
-    python train_classification_model.py [--home HOME] [--force] [FOLDER]
-    python train_classification_model.py predict [--home HOME] [settings] FILE...
+    python train_classification_model.py [--home HOME] [--force] [--n-folds N]
+                                         [--random-state S] [--json] [FOLDER]
 
-The first trains on the recordings of FOLDER (default: HOME/used_gts), prints their errors and
-writes HOME/model/stem_classifier_postprocessing_v1.pkl for `register_first_model.py`. The second
-corrects recordings that nobody has checked, by the production model.
-Exit status: 0 done, 1 error, 2 usage; `predict` also 75 try again later, 128 + n stopped.
+trains, through the pipeline, on the recordings of FOLDER (default: HOME/used_gts), prints the
+error of each by a model that never saw it, and writes
+HOME/model/stem_classifier_postprocessing_v1.pkl for `register_first_model.py`. Exit status: 0
+done, 1 error, 2 usage.
 """
 
 from __future__ import annotations
@@ -27,18 +28,13 @@ from __future__ import annotations
 import codecs
 import csv
 import functools
-import hashlib
-import importlib.metadata
 import io
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -47,11 +43,9 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     VotingClassifier,
 )
-from sklearn.inspection import permutation_importance
-from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import RobustScaler
 from sklearn.utils.validation import check_is_fitted
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 LARGEST_PIXELS = 1e9
 """No image is wider; beyond it the squares and ratios of features would overflow."""
@@ -87,6 +81,7 @@ MODEL_CHECKS_ROWS = True
 ERROR_NAME = "counting error"
 ERROR_UNIT = "%"
 ERROR_COLUMN = "error_percent"
+THRESHOLD = 10.0
 COUNTED_THINGS = "stems"
 
 FLAG_WORDS = {
@@ -99,16 +94,9 @@ VERDICT_COLUMNS = (
     *("file", "object_id", "first_frame", "last_frame"),
     *("counted", "stem", "probability"),
 )
-PREDICT_SETTINGS = (
-    *("home", "tracking_uri", "model_name"),
-    *("max_file_mb", "allow_pickle", "champion_env"),
-)
 LARGEST_INTEGER = 2**53
 """Beyond this a float no longer tells two integers apart."""
 LARGEST_LINE_BYTES = 100_000
-PARALLEL_READING_BYTES = 200_000_000
-"""Below it, about 800 recordings, other processes take longer to start than one to read."""
-
 NEIGHBOURS_EACH_SIDE = 5
 RATIO_FEATURES = (
     "speed",
@@ -140,6 +128,8 @@ FEATURES_IN_WORDS = (
 )
 DESCRIBED_THINGS = "tracks"
 """For reports."""
+LABEL_COLUMN = "is_stem"
+"""Of the examples: whether the track is a real stem."""
 DETECTION_FEATURES = (
     "centroids_x",
     "centroids_y",
@@ -166,11 +156,6 @@ TRUSTED_TYPES = (
 """The only types beyond skops' own list that a stored model may hold."""
 PACKAGES = ("scikit-learn", "numpy", "pandas", "scipy", "joblib", "threadpoolctl", "skops")
 """What a stored model needs to predict."""
-
-MOST_SHUFFLED_TRACKS = 2000
-"""Of a fold, for the importance of the features: its cost stays bounded."""
-SOURCE_SHA256 = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-"""Names the code that computes features; taken at import, for the file may be replaced later."""
 
 FIRST_MODEL_PATH = Path("model", "stem_classifier_postprocessing_v1.pkl")
 
@@ -208,44 +193,6 @@ class TrainingError(ValueError):
     """The recordings of a folder are not enough to train on."""
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """A fitted model and what is known of its errors.
-
-    Parameters
-    ----------
-    model
-        Fitted on all recordings.
-    out_of_fold
-        Errors of every recording by a model that never saw it, in the form of `count_errors`.
-    in_sample
-        Errors of `model` itself on the recordings that it was trained on, in the same form.
-    mean_error
-        Mean of the out-of-fold `error_percent`.
-    input_example
-        A few raw rows as `model.predict` takes them, shape (n_rows, 9).
-    data_quality
-        Recording -> note about measurements that were taken as missing.
-    row_counts
-        Recording -> number of rows.
-    features
-        `track_features` of every counted track; the index is its recording.
-    importance
-        Index `TRACK_FEATURES`; `mean` and `deviation` over the folds of the percentage points of
-        held-out tracks that are judged wrongly in addition when the feature is shuffled.
-    """
-
-    model: StemClassifier
-    out_of_fold: pd.DataFrame
-    in_sample: pd.DataFrame
-    mean_error: float
-    input_example: pd.DataFrame
-    data_quality: dict[str, str]
-    row_counts: dict[str, int]
-    features: pd.DataFrame
-    importance: pd.DataFrame
-
-
 # --- Read a ground truth ---
 
 
@@ -280,21 +227,6 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def recording_paths(folder: str | Path) -> list[Path]:
-    """Return the CSV files of a folder in order of their names, hidden ones left out.
-
-    Parameters
-    ----------
-    folder
-        Holds one CSV per recording.
-    """
-    return sorted(
-        path
-        for path in Path(folder).iterdir()
-        if path.name.lower().endswith(".csv") and not path.name.startswith(".")
-    )
-
-
 def parse_ground_truth(content: bytes, name: str) -> pd.DataFrame:
     """Turn the bytes of one file into rows; see `read_ground_truth`.
 
@@ -313,7 +245,7 @@ def parse_ground_truth(content: bytes, name: str) -> pd.DataFrame:
     return _parsed_rows(content, name, GROUND_TRUTH_COLUMNS)
 
 
-def parse_tracker_rows(content: bytes, name: str) -> pd.DataFrame:
+def parse_unlabelled(content: bytes, name: str) -> pd.DataFrame:
     """Turn the bytes of a recording that nobody has checked into rows.
 
     Parameters
@@ -819,10 +751,6 @@ def track_features(rows: pd.DataFrame) -> pd.DataFrame:
     return _features_of_tracks(checked, _group_tracks(checked))
 
 
-feature_table = track_features
-"""For the report: what changed between old and new recordings."""
-
-
 def _features_of_tracks(rows: _Rows, tracks: _Tracks) -> pd.DataFrame:
     if not len(tracks.starts):
         return pd.DataFrame({feature: np.empty(0) for feature in TRACK_FEATURES})
@@ -940,6 +868,26 @@ class _Neighbours:
         return lambda name: np.where(alone, np.nan, facts[name][chosen])
 
 
+def examples(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return what is learnt from one recording.
+
+    Parameters
+    ----------
+    rows
+        As `read_ground_truth` returns them.
+
+    Returns
+    -------
+    DataFrame of shape (n_tracks, 20)
+        `track_features`, and in `LABEL_COLUMN` whether the track is a real stem.
+    """
+    checked = _checked_rows(rows)
+    tracks = _group_tracks(checked)
+    is_stem = rows["ground_truth"].to_numpy(dtype=bool, na_value=False)
+    features = _features_of_tracks(checked, tracks)
+    return features.assign(**{LABEL_COLUMN: is_stem[tracks.order[tracks.starts]]})
+
+
 # --- The model ---
 
 
@@ -973,6 +921,12 @@ def make_classifier(random_state: int = 42) -> VotingClassifier:
         random_state=random_state,
     )
     return VotingClassifier([("forest", forest), ("boosting", boosting)], voting="soft")
+
+
+@functools.cache
+def _threads() -> ThreadpoolController:
+    """Return what limits threads; looking for their libraries costs more than a prediction."""
+    return ThreadpoolController()
 
 
 class StemClassifier(ClassifierMixin, BaseEstimator):
@@ -1050,7 +1004,7 @@ class StemClassifier(ClassifierMixin, BaseEstimator):
             else clone(self.classifier)
         )
         # Histogram boosting spins its OpenMP threads against each other on a busy machine.
-        with threadpool_limits(limits=1):
+        with _threads().limit(limits=1):
             self.classifier_.fit(features.to_numpy(), np.asarray(labels, dtype=bool))
         return self
 
@@ -1065,7 +1019,7 @@ class StemClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classifier_")
         if not len(features):
             return np.empty(0)
-        with threadpool_limits(limits=1):
+        with _threads().limit(limits=1):
             return self.classifier_.predict_proba(features.to_numpy())[:, 1]
 
     def predict_proba(self, rows: pd.DataFrame) -> np.ndarray:
@@ -1256,6 +1210,30 @@ def as_row_model(model: Any) -> StemClassifier | DetectionVoteClassifier:
     )
 
 
+def fit(examples: pd.DataFrame, random_state: int) -> StemClassifier:
+    """Return a classifier fitted on the examples of many recordings.
+
+    Parameters
+    ----------
+    examples
+        As `examples` returns them, shape (n_tracks, 20).
+    random_state
+        Seed.
+
+    Raises
+    ------
+    TrainingError
+        If all labels are equal.
+    """
+    classifier = StemClassifier(random_state=random_state)
+    return classifier.fit_tracks(examples[list(TRACK_FEATURES)], examples[LABEL_COLUMN].to_numpy())
+
+
+def predict_examples(model: StemClassifier, examples: pd.DataFrame) -> np.ndarray:
+    """Return whether each track is a real stem, booleans of shape (n_tracks,)."""
+    return model.predict_tracks(examples) > 0.5
+
+
 # --- The counting error ---
 
 
@@ -1315,13 +1293,16 @@ def _error_table(files: Any, true_count: np.ndarray, predicted_count: np.ndarray
     )
 
 
-def object_verdicts(rows: pd.DataFrame, model: Any) -> pd.DataFrame:
+# --- What a model says of a recording that nobody has checked ---
+
+
+def verdicts(rows: pd.DataFrame, model: Any) -> pd.DataFrame:
     """Return one line per object of a recording: when it was seen and what a model says of it.
 
     Parameters
     ----------
     rows
-        One recording as `parse_tracker_rows` returns it.
+        One recording as `parse_unlabelled` returns it.
     model
         Has `predict`, and `predict_proba` if it knows a probability.
 
@@ -1337,7 +1318,7 @@ def object_verdicts(rows: pd.DataFrame, model: Any) -> pd.DataFrame:
         stem=np.asarray(model.predict(model_rows), dtype=float),
         probability=model.predict_proba(model_rows)[:, 1] if knows_probability else np.nan,
     ).groupby("object_id", as_index=False)
-    verdicts = objects.agg(
+    found = objects.agg(
         file=("file", "first"),
         first_frame=("frames", "min"),
         last_frame=("frames", "max"),
@@ -1345,454 +1326,29 @@ def object_verdicts(rows: pd.DataFrame, model: Any) -> pd.DataFrame:
         stem=("stem", "mean"),
         probability=("probability", "mean"),
     )
-    verdicts["stem"] = (verdicts["stem"] > 0.5) & verdicts["counted"]
-    verdicts["probability"] = verdicts["probability"].where(verdicts["counted"])
-    return verdicts[list(VERDICT_COLUMNS)]
+    found["stem"] = (found["stem"] > 0.5) & found["counted"]
+    found["probability"] = found["probability"].where(found["counted"])
+    return found[list(VERDICT_COLUMNS)]
 
 
-# --- Training ---
-
-
-class FeatureTables(Protocol):
-    """Keeps what was computed of a recording for the next training, such as `FeatureCache`."""
-
-    def get(self, content_sha256: str) -> dict[str, np.ndarray] | None:
-        """Return the arrays kept for a content, or None.
-
-        Parameters
-        ----------
-        content_sha256
-            Of the recording's bytes.
-        """
-
-    def put(self, content_sha256: str, arrays: dict[str, np.ndarray]) -> None:
-        """Keep the arrays of a content.
-
-        Parameters
-        ----------
-        content_sha256
-            Of the recording's bytes.
-        arrays
-            By name; numbers, booleans and text.
-        """
-
-
-def feature_version() -> str:
-    """Return what a kept feature table depends on beside the recording: this code, its packages."""
-    versions = [importlib.metadata.version(package) for package in ("numpy", "pandas")]
-    return hashlib.sha256(" ".join([SOURCE_SHA256, *versions]).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class _Recording:
-    """What training keeps of a file: its tracks, never its detections."""
-
-    name: str
-    features: np.ndarray
-    labels: np.ndarray
-    first_rows: np.ndarray
-    n_rows: int
-    data_quality: str
-
-    def as_arrays(self) -> dict[str, np.ndarray]:
-        """Return all but the name, which does not belong to the content."""
-        return {
-            "features": self.features,
-            "labels": self.labels,
-            "first_rows": self.first_rows,
-            "n_rows": np.array(self.n_rows),
-            "data_quality": np.array(self.data_quality),
-        }
-
-    @classmethod
-    def from_arrays(cls, name: str, arrays: dict[str, np.ndarray]) -> _Recording:
-        """Return the recording that `as_arrays` was taken of, under its name of today."""
-        return cls(
-            name=name,
-            features=arrays["features"],
-            labels=arrays["labels"],
-            first_rows=arrays["first_rows"],
-            n_rows=int(arrays["n_rows"]),
-            data_quality=str(arrays["data_quality"]),
-        )
-
-
-def _read_recording(path: Path) -> tuple[str, _Recording]:
-    """Return the SHA-256 of a file and what training keeps of it."""
-    content = _content(path)
-    rows = parse_ground_truth(content, path.name)
-    checked = _checked_rows(rows)
-    tracks = _group_tracks(checked)
-    labels = rows["ground_truth"].to_numpy(dtype=bool, na_value=False)
-    recording = _Recording(
-        name=path.name,
-        features=_features_of_tracks(checked, tracks).to_numpy(),
-        labels=labels[tracks.order[tracks.starts]],
-        first_rows=np.column_stack([checked[name][:5] for name in MODEL_COLUMNS]),
-        n_rows=len(rows),
-        data_quality=data_quality_note(rows),
+def verdicts_in_words(rows: pd.DataFrame, verdicts: pd.DataFrame) -> str:
+    """Say how many objects the tracker counted, and how many are left."""
+    note = data_quality_note(rows)
+    return (
+        f"{verdicts['counted'].sum()} counted by the tracker, "
+        f"{verdicts['stem'].sum()} after correction{f' ({note})' if note else ''}"
     )
-    return hashlib.sha256(content).hexdigest(), recording
-
-
-def _known_recordings(paths: list[Path], tables: FeatureTables) -> dict[Path, _Recording]:
-    found = {}
-    for path in paths:
-        arrays = tables.get(hashlib.sha256(_content(path)).hexdigest())
-        if arrays is not None:
-            found[path] = _Recording.from_arrays(path.name, arrays)
-    return found
-
-
-def _read_recordings(
-    paths: list[Path], tables: FeatureTables | None, backend: Any
-) -> list[_Recording]:
-    """Take from the tables what is known and read the rest, one file at a time in a process."""
-    recordings = {} if tables is None else _known_recordings(paths, tables)
-    unknown = [path for path in paths if path not in recordings]
-    read = joblib.Parallel(n_jobs=_n_readers(unknown, backend), return_as="generator")(
-        joblib.delayed(_read_recording)(path) for path in unknown
-    )
-    for path, (sha256, recording) in zip(
-        unknown, _progress(read, len(unknown), "reading"), strict=True
-    ):
-        recordings[path] = recording
-        if tables is not None:
-            tables.put(sha256, recording.as_arrays())
-    return [recordings[path] for path in paths]
-
-
-@dataclass(frozen=True)
-class _TrackTable:
-    """The tracks of all recordings, in their order: three arrays, which processes share."""
-
-    features: np.ndarray
-    labels: np.ndarray
-    recording: np.ndarray
-
-    @classmethod
-    def of(cls, recordings: list[_Recording]) -> _TrackTable:
-        """Put the tracks of recordings one below the other."""
-        n_tracks = [len(one.labels) for one in recordings]
-        return cls(
-            features=np.concatenate([one.features for one in recordings]),
-            labels=np.concatenate([one.labels for one in recordings]),
-            recording=np.repeat(np.arange(len(recordings)), n_tracks),
-        )
-
-    def part(self, recordings: np.ndarray) -> _TrackTable:
-        """Return the tracks of some recordings, given by their numbers."""
-        chosen = np.isin(self.recording, recordings)
-        return _TrackTable(self.features[chosen], self.labels[chosen], self.recording[chosen])
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The features as a classifier takes them."""
-        return pd.DataFrame(self.features, columns=list(TRACK_FEATURES))
-
-
-def _progress(items: Any, total: int, what: str) -> Iterator[Any]:
-    """Show a bar on a terminal and nothing in a log."""
-    from tqdm import tqdm
-
-    return tqdm(items, total=total, desc=what, disable=None, leave=False)
-
-
-def _fit(table: _TrackTable, recordings: np.ndarray, random_state: int) -> StemClassifier:
-    part = table.part(recordings)
-    return StemClassifier(random_state=random_state).fit_tracks(part.frame, part.labels)
-
-
-def _predicted_counts(
-    model: StemClassifier, table: _TrackTable, recordings: np.ndarray
-) -> np.ndarray:
-    part = table.part(recordings)
-    is_stem = model.predict_tracks(part.frame) > 0.5
-    return np.bincount(part.recording, is_stem, recordings.max() + 1)[recordings]
-
-
-def train_classification_model(
-    folder: str | Path,
-    *,
-    n_folds: int = 5,
-    random_state: int = 42,
-    n_jobs: int = -1,
-    backend: Any = "loky",
-    tables: FeatureTables | None = None,
-) -> TrainingResult:
-    """Train on every CSV of a folder and score each recording by a model that never saw it.
-
-    Parameters
-    ----------
-    folder
-        Holds one CSV per recording.
-    n_folds
-        Folds by file; at least 2 and at most the number of recordings.
-    random_state
-        Seed of the shuffled folds and of the models.
-    n_jobs
-        Processes that read and fit at the same time; -1 for one per core; 1 for none beside this
-        one. On a cluster its workers count instead.
-    backend
-        Of joblib: "loky" for processes of this machine, else the backend of a cluster. The result
-        is the same.
-    tables
-        Feature tables of recordings that were read before; every recording is read by default.
-
-    Raises
-    ------
-    InvalidGroundTruth
-        If a file cannot be read.
-    TrainingError
-        If there are fewer recordings than folds, or a fold lacks one of the two labels.
-    """
-    paths = recording_paths(folder)
-    if len(paths) < max(n_folds, 2):
-        raise TrainingError(
-            f"{folder} holds {len(paths)} recordings; {n_folds} folds need at least "
-            f"{max(n_folds, 2)}: add recordings or lower --n-folds"
-        )
-    with _workers(backend, n_jobs):
-        recordings = _read_recordings(paths, tables, backend)
-        table = _TrackTable.of(recordings)
-        folds = GroupKFold(n_folds, shuffle=True, random_state=random_state)
-        everything = np.arange(len(recordings))
-        splits = [*folds.split(everything, groups=everything), (everything, everything)]
-        # Bound to the function: an argument would live on one worker of a cluster, and die with it.
-        fit_and_count = joblib.delayed(functools.partial(_fit_and_count, table))
-        fits = joblib.Parallel(return_as="generator")(
-            fit_and_count(train, test, random_state, keep_model=train is everything)
-            for train, test in splits
-        )
-        *fold_fits, (model, in_sample, _) = list(_progress(fits, len(splits), "fitting"))
-    held_out = np.empty(len(recordings))
-    for (_, test), (_, counts, _) in zip(splits[:-1], fold_fits, strict=True):
-        held_out[test] = counts
-    losses = pd.DataFrame([loss for _, _, loss in fold_fits], columns=list(TRACK_FEATURES))
-    names = [recording.name for recording in recordings]
-    true_count = np.array([recording.labels.sum() for recording in recordings])
-    out_of_fold = _error_table(names, true_count, held_out)
-    return TrainingResult(
-        model=model,
-        out_of_fold=out_of_fold,
-        in_sample=_error_table(names, true_count, in_sample),
-        mean_error=float(out_of_fold["error_percent"].mean()),
-        input_example=_input_example(recordings[:2]),
-        data_quality={one.name: one.data_quality for one in recordings if one.data_quality},
-        row_counts={one.name: one.n_rows for one in recordings},
-        features=table.frame.set_axis(np.array(names)[table.recording]),
-        importance=pd.DataFrame({"mean": losses.mean(), "deviation": losses.std(ddof=0)}),
-    )
-
-
-def _workers(backend: Any, n_jobs: int) -> Any:
-    """Return the context in which joblib spreads work."""
-    if backend != "loky":
-        return joblib.parallel_config(backend)
-    # Processes: boosting holds the interpreter lock, so that threads would only wait for it.
-    return joblib.parallel_config("loky", n_jobs=n_jobs, inner_max_num_threads=1)
-
-
-def _n_readers(paths: list[Path], backend: Any) -> int | None:
-    """Return 1 where reading in this process is faster, None for all processes."""
-    n_bytes = sum(path.stat().st_size for path in paths)
-    return 1 if backend == "loky" and n_bytes < PARALLEL_READING_BYTES else None
-
-
-def _fit_and_count(
-    table: _TrackTable,
-    train: np.ndarray,
-    test: np.ndarray,
-    random_state: int,
-    *,
-    keep_model: bool,
-) -> tuple[StemClassifier | None, np.ndarray, np.ndarray]:
-    """Fit; return the model, if it is kept, the counts that it predicts for each test recording.
-
-    And what each feature is worth on the test recordings, if none of them was trained on.
-    """
-    # A forest would spread its trees over the cluster on which this is one task.
-    with joblib.parallel_config("sequential"):
-        model = _fit(table, train, random_state)
-        counts = _predicted_counts(model, table, test)
-        held_out = not set(train) & set(test)
-        part = table.part(test)
-        loss = _loss_when_shuffled(model, part, random_state) if held_out else np.empty(0)
-    return (model if keep_model else None), counts, loss
-
-
-def _loss_when_shuffled(model: StemClassifier, table: _TrackTable, random_state: int) -> np.ndarray:
-    """Return the percentage points of tracks judged wrongly in addition, shape (n_features,)."""
-    if not len(table.labels):
-        return np.zeros(len(TRACK_FEATURES))
-    with threadpool_limits(limits=1):
-        shuffled = permutation_importance(
-            model.classifier_,
-            table.features,
-            table.labels,
-            scoring="accuracy",
-            n_repeats=1,
-            random_state=random_state,
-            max_samples=min(len(table.labels), MOST_SHUFFLED_TRACKS),
-        )
-    return 100 * shuffled.importances_mean
-
-
-def _input_example(recordings: list[_Recording]) -> pd.DataFrame:
-    """Return the first rows of recordings as a model takes them."""
-    numbers = np.concatenate([one.first_rows for one in recordings])
-    example = pd.DataFrame(numbers, columns=list(MODEL_COLUMNS))
-    example = example.astype({**dict.fromkeys(INTEGER_COLUMNS, "int64"), "counted": bool})
-    names = pd.array([one.name for one in recordings], dtype="str")
-    return example.assign(file=names.repeat([len(one.first_rows) for one in recordings]))
 
 
 # --- The command line ---
 
 
-def write_first_model(model: StemClassifier, path: Path) -> None:
-    """Write a model for `register_first_model.py`, whole or not at all.
-
-    Parameters
-    ----------
-    model
-        A fitted model.
-    path
-        The pickle; replaced if it exists.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            joblib.dump(model, stream)
-            stream.flush()
-            os.fsync(descriptor)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Train a first model, or predict, from the command line and return the exit status.
-
-    Parameters
-    ----------
-    arguments
-        Command line without the program's name; `sys.argv` by default.
-    """
+    """Train a first model from the command line and return the exit status."""
     # Imported here: a stored model carries this file alone.
-    from command_line import OneLineParser
+    from retraining.commands import train_first
 
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["predict"]:
-        return _predict_main(arguments[1:])
-    parser = OneLineParser(
-        prog="train_classification_model.py",
-        description="Train a first model and write its pickle. "
-        "With predict FILE... instead: correct recordings by the production model; "
-        "predict --help says how.",
-    )
-    parser.add_argument("folder", nargs="?", type=Path, help="recordings (default: HOME/used_gts)")
-    parser.add_argument(
-        "--home",
-        type=Path,
-        default=os.environ.get("PIPELINE_HOME") or Path(__file__).resolve().parent,
-        help="folder that holds used_gts/ and model/ (default: the folder of this script)",
-    )
-    parser.add_argument("--force", action="store_true", help="replace an existing pickle")
-    options = parser.parse_args(arguments)
-    home = Path(options.home).expanduser()
-    folder = options.folder or home / "used_gts"
-    target = home / FIRST_MODEL_PATH
-    if target.exists() and not options.force:
-        return _refused(f"{target} exists; --force replaces it")
-    if not folder.is_dir():
-        return _refused(f"{folder} is not a folder; name the folder of your ground truth files")
-    try:
-        result = train_classification_model(folder)
-        write_first_model(result.model, target)
-    except (ValueError, OSError) as error:
-        return _refused(str(error))
-    for name, note in result.data_quality.items():
-        print(f"data quality: {name}: {note}", file=sys.stderr)
-    print(result.out_of_fold.round(1).to_string())
-    print(
-        f"mean error {result.mean_error:.2f} %, each recording scored by a model that never saw it"
-    )
-    print(f"wrote {target}")
-    return 0
-
-
-def _refused(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 1
-
-
-def _predict_main(arguments: list[str]) -> int:
-    from command_line import OneLineParser, add_settings, run_command
-
-    parser = OneLineParser(
-        prog="train_classification_model.py predict",
-        description="Correct the count of tracker files by the production model: one CSV line per "
-        "object on standard output, one line per file on standard error.",
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="CSV of one recording")
-    add_settings(parser, only=PREDICT_SETTINGS)
-    options = parser.parse_args(arguments)
-    return run_command(functools.partial(_predict_files, files=options.files), options)
-
-
-def _predict_files(settings: Any, files: list[str]) -> int:
-    """Print the verdicts of one file after the other; a bad one is a line and exit status 1."""
-    from command_line import stop_request
-    from gts_folder import UnusableFile, read_regular_file
-
-    model = _production_model(settings)
-    exit_status = 0
-    _write_out(",".join(VERDICT_COLUMNS) + "\n")
-    for file in files:
-        stop_request.obey()
-        try:
-            # Whoever names a file on the command line may name a link to it.
-            content = read_regular_file(Path(os.path.realpath(file)), settings.max_file_mb)
-            rows = parse_tracker_rows(content, file)
-        except (InvalidGroundTruth, UnusableFile) as error:
-            exit_status = _refused(f"{_printable(file)}: {error.what}; {error.remedy}")
-        except OSError as error:
-            exit_status = _refused(f"{_printable(file)}: {error.strerror}")
-        else:
-            verdicts = object_verdicts(rows, model)
-            _write_out(verdicts.to_csv(index=False, header=False, float_format="%.4f"))
-            print(_count_in_words(rows, verdicts), file=sys.stderr)
-    return exit_status
-
-
-def _write_out(text: str) -> None:
-    from pipeline_settings import PipelineError
-
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError as error:
-        # Python would complain once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise PipelineError("nobody reads standard output any more") from error
-
-
-def _production_model(settings: Any) -> Any:
-    import model_registry
-    from training_module import load_training_module
-
-    registry = model_registry.open_registry(settings)
-    return registry.load(registry.champion(), load_training_module(settings))
-
-
-def _count_in_words(rows: pd.DataFrame, verdicts: pd.DataFrame) -> str:
-    note = data_quality_note(rows)
-    return (
-        f"{rows['file'].iloc[0]}: {verdicts['counted'].sum()} counted by the tracker, "
-        f"{verdicts['stem'].sum()} after correction{f' ({note})' if note else ''}"
-    )
+    return train_first.main(arguments, Path(__file__).stem)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def script(
 def run_sweep(name: str, *words: str) -> str:
     """Run a sweep as a process of its own, because it forks; return what it printed."""
     done = subprocess.run(
-        [sys.executable, f"tests/{name}", *words],
+        [sys.executable, f"tests/tools/{name}", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -232,13 +232,15 @@ def write_home(home: Path, domain: Domain) -> None:
     """Fill an empty home: a first model of the old season, with a new season waiting."""
     import joblib
 
-    from pipeline_settings import Settings
-    from training_module import load_training_module
+    from retraining.cross_validation import Resources, train
+    from retraining.settings import Settings
+    from retraining.training import load_training_module
 
     domain.write(home / "used_gts", OLD_SEASON_FILES, "old", seed=1, prefix="old")
     domain.write(home / "new_gts", BATCH, "new", seed=2, prefix="new")
     training = load_training_module(Settings(home=home, **domain.settings))  # type: ignore[arg-type]
-    result = training.train(home / "used_gts", n_folds=3, random_state=42, n_jobs=1)
+    paths = sorted((home / "used_gts").glob("*.csv"))
+    result, _ = train(training, paths, n_folds=3, random_state=42, resources=Resources(n_jobs=1))
     pickle = home / training.first_model_path
     joblib.dump(result.model, pickle)
     pickle.chmod(0o600)
@@ -248,7 +250,7 @@ def write_home(home: Path, domain: Domain) -> None:
 def template_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Domain], Path]:
     """Give a maker of registered homes, one for each training module."""
     import register_first_model
-    from pipeline_settings import Settings
+    from retraining.settings import Settings
 
     @functools.cache
     def make(module_name: str) -> Path:
@@ -300,7 +302,7 @@ def ten_seconds() -> Iterator[None]:
 @pytest.fixture
 def settings_of(domain: Domain) -> Callable[..., Any]:
     """Give a maker of quick settings for a home."""
-    from pipeline_settings import Settings
+    from retraining.settings import Settings
 
     def make(home: Path, **values: Any) -> Any:
         return Settings(home=home, **{**FAST, **domain.settings, **values})

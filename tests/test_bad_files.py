@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import BATCH, FAST_WORDS, SHARED, script
 from sample_gts import make_recording
-from test_gts_folder import TRAPS, a_link, a_socket
+from test_files import TRAPS, a_link, a_socket
 from test_train_classification_model import BAD_FILES
 
 

@@ -24,9 +24,9 @@ from screenshots import (
 )
 
 import train_classification_model as training
-from cycle_records import Outcome
 from pipeline_orchestrator import run_orchestrator
-from pipeline_settings import Settings
+from retraining.outcome import Outcome
+from retraining.settings import Settings
 
 PICTURES = ROOT / "build" / "pictures"
 SERIOUS = {"serious", "critical"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -13,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
-import command_line
-from command_line import OneLineParser, add_settings, print_result
-
-PROJECT = Path(command_line.__file__).parent
+from retraining import command_line
+from retraining.command_line import Command, OneLineParser, add_settings, print_result
+from retraining.outcome import Outcome
+from retraining.settings import SCRIPTS, Settings
 
 SCRIPT = """
 import logging, signal, sys
-from command_line import OneLineParser, add_settings, run_command, stop_request
-from pipeline_settings import *
+from retraining.command_line import OneLineParser, add_settings, run_command
+from retraining.errors import *
+from retraining.errors import stop_request
 
 def command(settings):
     {body}
@@ -41,6 +43,8 @@ TWO_STEPS = """stop_request.obey()
     print("second step", flush=True)
     return 0"""
 
+Calls = list[tuple[str, Settings, argparse.Namespace]]
+"""Name of a command, its settings and its options."""
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
@@ -53,7 +57,7 @@ def script(tmp_path: Path) -> Path:
 def environment() -> dict[str, str]:
     """Return an environment in which the script finds the modules, and no settings."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return {**kept, "PYTHONPATH": str(PROJECT), "PYTHONIOENCODING": "utf-8:strict"}
+    return {**kept, "PYTHONPATH": str(SCRIPTS), "PYTHONIOENCODING": "utf-8:strict"}
 
 
 def run(script: Path, body: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -109,6 +113,8 @@ class TestFlags:
         [
             (["--nonsense"], "unrecognized arguments: --nonsense"),
             (["--nonsense=two\nlines"], "unrecognized arguments: --nonsense=two lines"),
+            (["--nonsense=a\x1b[2Jb"], "unrecognized arguments: --nonsense=a\\x1b[2Jb"),
+            (["--url=http://me:secret@host"], "unrecognized arguments: --url=http://host"),
             (["stray"], "unrecognized arguments: stray"),
             (["--threshold"], "argument --threshold: expected one argument"),
         ],
@@ -140,6 +146,91 @@ class TestFlags:
         assert vars(parser.parse_args(["--n-jobs", "2"])) == {"home": None, "n_jobs": "2"}
 
 
+@pytest.fixture
+def called() -> Calls:
+    """Return where the commands of a test note how they were called."""
+    return []
+
+
+@pytest.fixture
+def commands(called: Calls) -> list[Command]:
+    """Give two commands, each with a flag of its own."""
+
+    def make(name: str, flag: str, status: int) -> Command:
+        def add_flag(parser: argparse.ArgumentParser) -> None:
+            parser.add_argument(flag)
+
+        def work(settings: Settings, options: argparse.Namespace) -> int:
+            called.append((name, settings, options))
+            return status
+
+        return Command(name, f"to {name}", add_flag, work)
+
+    return [make("walk", "--slowly", 0), make("run", "--fast", 1)]
+
+
+class TestCommands:
+    """`main`: one list of commands, and the first word names one of them."""
+
+    @staticmethod
+    def main(commands: list[Command], *words: str) -> int:
+        """Run a command line."""
+        return command_line.main(commands, words, prog="script.py", description="Moves.")
+
+    def test_the_first_word_names_a_command(self, commands: list[Command], called: Calls) -> None:
+        """It gets its settings and its own flags, and its status is the status."""
+        assert self.main(commands, "run", "--fast", "very", "--n-folds", "3") == 1
+        ((name, settings, options),) = called
+        assert (name, settings.n_folds, options.fast) == ("run", 3, "very")
+
+    @pytest.mark.parametrize("words", [(), ("--slowly", "so"), ("--n-folds", "3")])
+    def test_without_one_it_is_the_first(
+        self,
+        commands: list[Command],
+        called: Calls,
+        words: tuple[str, ...],
+    ) -> None:
+        """A crontab line needs no word."""
+        assert self.main(commands, *words) == 0
+        assert [name for name, _, _ in called] == ["walk"]
+
+    def test_flags_of_another_command_are_refused(
+        self, commands: list[Command], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """And so is a word that is no command."""
+        for words in (("run", "--slowly", "so"), ("stroll",)):
+            with pytest.raises(SystemExit, match="2"):
+                self.main(commands, *words)
+            assert capsys.readouterr().err.startswith("error: unrecognized arguments: ")
+
+    def test_help_lists_commands_and_exit_statuses(
+        self, commands: list[Command], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """That of a command lists its own flags and the settings."""
+        with pytest.raises(SystemExit, match="0"):
+            self.main(commands, "--help")
+        general = " ".join(capsys.readouterr().out.split())
+        assert "walk to walk run to run" in general
+        assert "75: try again later" in general
+        with pytest.raises(SystemExit, match="0"):
+            self.main(commands, "run", "--help")
+        special = capsys.readouterr().out
+        assert "--fast FAST" in special
+        assert "--n-folds FOLDS" in special
+        assert "--slowly" not in special
+
+    def test_the_words_of_the_process_are_the_default(
+        self,
+        commands: list[Command],
+        called: Calls,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Without the program's name."""
+        monkeypatch.setattr(sys, "argv", ["script.py", "run"])
+        assert command_line.main(commands, None, prog="script.py", description="Moves.") == 1
+        assert called[0][0] == "run"
+
+
 class TestExit:
     """`run_command`: one line and a status for what is expected, a traceback for a bug."""
 
@@ -158,9 +249,15 @@ class TestExit:
                 "open('/nowhere/at/all')",
                 1,
                 "error: [Errno 2] No such file or directory: '/nowhere/at/all'; check the disk "
-                f"and the rights of {PROJECT}",
+                f"and the rights of {SCRIPTS}",
             ),
             ("raise PipelineError('caf\\udce9')", 1, "error: caf\\udce9"),
+            ("raise PipelineError('a\\x1b[2Jb')", 1, "error: a\\x1b[2Jb"),
+            (
+                "raise PipelineError('http://me:secret@host/a?key=secret\\n fails')",
+                1,
+                "error: http://host/a fails",
+            ),
         ],
     )
     def test_an_expected_failure_is_one_line(
@@ -181,7 +278,7 @@ class TestExit:
     @pytest.mark.parametrize("words", [(), ("--quiet",)])
     def test_a_bug_keeps_its_traceback(self, script: Path, words: tuple[str, ...]) -> None:
         """Nobody can mend what is not shown; also when quiet."""
-        ended = run(script, "settings.threshold / 0", *words)
+        ended = run(script, "settings.hook_timeout / 0", *words)
         assert (ended.returncode, ended.stdout) == (1, "")
         assert "ERROR unexpected failure, please report it" in ended.stderr
         assert "Traceback" in ended.stderr
@@ -209,6 +306,20 @@ class TestExit:
         lines = [line.split(" ", 2) for line in ended.stderr.splitlines()]
         assert [text for _, _, text in lines] == seen
         assert all(len(day) == 10 and len(time) == 8 for day, time, _ in lines)
+
+    def test_a_logged_message_is_one_harmless_line(self, script: Path) -> None:
+        """A name with a line break cannot forge another line, nor one with escapes the screen."""
+        body = """logging.getLogger("pipeline").info("%s", "a\\n2026-01-01 ERROR \\x1b[2J")
+    return 0"""
+        ended = run(script, body)
+        assert ended.stderr.count("\n") == 1
+        assert ended.stderr.endswith(" INFO a\\n2026-01-01 ERROR \\x1b[2J\n")
+
+    def test_a_traceback_is_harmless_too(self, script: Path) -> None:
+        """Its lines stay lines."""
+        ended = run(script, "raise ValueError('a\\x1b[2Jb http://me:secret@host')")
+        assert ended.stderr.splitlines()[-1] == "ValueError: a\\x1b[2Jb http://host"
+        assert ended.stderr.count("\n") > 3
 
 
 class TestStopping:
@@ -282,9 +393,14 @@ class TestResult:
         assert out.count("\n") == 1
         assert json.loads(out) == {"schema_version": 1, **facts}
 
+    def test_several_lines_are_given_as_such(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """A line break within one is of a name from outside, and only shown."""
+        print_result(["a\nb", "c\x1b[2J"], {}, as_json=False)
+        assert capsys.readouterr().out == "a\\nb\nc\\x1b[2J\n"
+
     def test_a_name_that_is_not_utf8_can_be_printed(self, script: Path) -> None:
         """A file of that name was moved already when its name is printed."""
-        body = """from command_line import print_result
+        body = """from retraining.command_line import print_result
     print_result("requeued caf\\udce9.csv, grün.csv", {}, as_json=False)
     return 0"""
         ended = run(script, body)
@@ -297,15 +413,20 @@ class TestResult:
             [
                 sys.executable,
                 "-c",
-                """from command_line import print_result
+                """from retraining.command_line import print_result
 print_result("▁█ grün", {}, as_json=False)""",
             ],
-            cwd=Path(command_line.__file__).parent,
+            cwd=SCRIPTS,
             env={**os.environ, "PYTHONIOENCODING": "latin-1"},
             stdout=subprocess.PIPE,
             check=True,
         )
         assert ended.stdout == "\\u2581\\u2588 grün\n".encode("latin-1")
+
+    def test_every_tone_of_an_outcome_that_a_run_prints_has_its_colour(self) -> None:
+        """Where there is nothing to feel there is none; a failed run prints no result."""
+        printed = {one.tone for one in Outcome if one is not Outcome.FAILED}
+        assert printed - {""} == set(command_line.COLOURS)
 
     @pytest.mark.parametrize(
         ("terminal", "environment", "coloured"),

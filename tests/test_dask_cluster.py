@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,11 +23,12 @@ import pytest
 from conftest import FAST, ROOT, copy_home, free_port, script
 from sample_gts import write_recordings
 
-import dask_cluster
-import train_classification_model as training
-from feature_cache import FeatureCache
-from pipeline_settings import PipelineError, Settings, TryLaterError, UsageError
-from training_module import Training, load_training_module
+from retraining import cross_validation, dask_cluster
+from retraining.cross_validation import Resources
+from retraining.errors import PipelineError, TryLaterError, UsageError
+from retraining.kept_tables import KeptTables
+from retraining.settings import Settings
+from retraining.training import TrainedModel, Training, load_training_module
 
 CYCLE = [
     *("--min-new-files", str(FAST["min_new_files"])),
@@ -39,6 +43,7 @@ class Cluster:
     address: str
     scheduler: subprocess.Popen[bytes]
     workers: tuple[subprocess.Popen[bytes], ...]
+    start_worker: Callable[[str], subprocess.Popen[bytes]]
 
     def settings(self, **values: Any) -> Settings:
         """Return settings that use it."""
@@ -83,16 +88,18 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     try:
         local = ("--host", "127.0.0.1", "--no-dashboard")
         scheduler = start("scheduler", "scheduler", *local, "--port", "0")
-        workers = tuple(
-            start(f"worker-{n}", "worker", *local, "--nthreads", "1", "--no-nanny") for n in (1, 2)
-        )
+
+        def start_worker(name: str) -> subprocess.Popen[bytes]:
+            return start(name, "worker", *local, "--nthreads", "1", "--no-nanny")
+
+        workers = tuple(start_worker(f"worker-{n}") for n in (1, 2))
         for _ in range(600):
             log = (folder / "scheduler.log").read_text()
             if file.exists() and log.count("Register worker") == len(workers):
                 break
             time.sleep(0.1)
         address = json.loads(file.read_text())["address"]
-        yield Cluster(address, scheduler, workers)
+        yield Cluster(address, scheduler, workers, start_worker)
     finally:
         end_all(processes)
 
@@ -106,47 +113,54 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained_here(recordings: Path) -> training.TrainingResult:
+def trained_here(recordings: Path) -> TrainedModel:
     """Train in this process alone."""
-    return training.train_classification_model(recordings, n_folds=3, n_jobs=1)
+    return train(Settings(), recordings, n_jobs=1)
 
 
-def train(settings: Settings, folder: Path, **options: Any) -> training.TrainingResult:
+def train(settings: Settings, folder: Path, **resources: Any) -> TrainedModel:
     """Train where the settings say."""
-    with dask_cluster.joblib_backend(settings, load_training_module(settings)) as backend:
-        return training.train_classification_model(folder, n_folds=3, backend=backend, **options)
+    module = load_training_module(settings)
+    with dask_cluster.joblib_backend(settings, module) as backend:
+        trained, _ = cross_validation.train(
+            module,
+            sorted(folder.glob("*.csv")),
+            n_folds=3,
+            random_state=42,
+            resources=Resources(backend=backend, **resources),
+        )
+    return trained
 
 
-def assert_equal(
-    one: training.TrainingResult, other: training.TrainingResult, folder: Path
-) -> None:
+def assert_equal(one: TrainedModel, other: TrainedModel, folder: Path) -> None:
     """Every metric, and every prediction to the last bit."""
-    for name in ("out_of_fold", "in_sample", "input_example"):
+    for name in ("out_of_fold", "in_sample", "input_example", "examples", "importance"):
         pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name), check_exact=True)
     for name in ("mean_error", "data_quality", "row_counts"):
         assert getattr(one, name) == getattr(other, name)
-    for path in training.recording_paths(folder):
-        rows = training.read_ground_truth(path)
+    module = load_training_module(Settings())
+    for path in sorted(folder.glob("*.csv")):
+        rows, _ = module.read(path, 1)
         assert np.array_equal(one.model.predict_proba(rows), other.model.predict_proba(rows))
 
 
 def during_the_fits(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
     """Do something when the folds have been handed out and none has come back."""
-    progress = training._progress
+    progress = cross_validation._progress
 
     def watched(items: Any, total: int, what: str) -> Iterator[Any]:
         if what == "fitting":
             action()
         yield from progress(items, total, what)
 
-    monkeypatch.setattr(training, "_progress", watched)
+    monkeypatch.setattr(cross_validation, "_progress", watched)
 
 
 class TestCluster:
     """A real scheduler and two real workers."""
 
     def test_the_result_is_that_of_one_process(
-        self, cluster: Cluster, recordings: Path, trained_here: training.TrainingResult
+        self, cluster: Cluster, recordings: Path, trained_here: TrainedModel
     ) -> None:
         """Bit for bit."""
         assert_equal(trained_here, train(cluster.settings(), recordings), recordings)
@@ -155,7 +169,7 @@ class TestCluster:
         self,
         cluster: Cluster,
         recordings: Path,
-        trained_here: training.TrainingResult,
+        trained_here: TrainedModel,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """The other one does its tasks."""
@@ -191,7 +205,7 @@ class TestCluster:
         """The worker's refusal arrives as it is."""
         paths = write_recordings(tmp_path / "recordings", 3)
         paths[1].write_text("object_id\n1\n")
-        with pytest.raises(training.InvalidGroundTruth, match=r"recording_02\.csv: lacks"):
+        with pytest.raises(PipelineError, match=r"^cannot train: recording_02\.csv: lacks"):
             train(cluster.settings(), paths[0].parent)
 
     def test_recordings_that_the_workers_do_not_see_are_explained(
@@ -203,19 +217,74 @@ class TestCluster:
         with pytest.raises(PipelineError, match="a file system that all workers share"):
             train(cluster.settings(), Path("here"))
 
-    @pytest.mark.slow
-    def test_known_recordings_are_not_sent_to_the_workers(
+    def test_a_file_that_is_none_is_named(self, cluster: Cluster, tmp_path: Path) -> None:
+        """The refusal of our own reader arrives as it is, too."""
+        paths = write_recordings(tmp_path / "recordings", 3)
+        paths[1].rename(tmp_path / "elsewhere.csv")
+        paths[1].symlink_to(tmp_path / "elsewhere.csv")
+        with pytest.raises(PipelineError, match=r"cannot train: .*is a symbolic link; put the"):
+            train(cluster.settings(), paths[0].parent)
+
+    def test_workers_that_live_longer_than_a_run_compute_with_its_code(
         self,
         cluster: Cluster,
         recordings: Path,
-        trained_here: training.TrainingResult,
+        trained_here: TrainedModel,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """With this package as it is here: after another copy of it, and then the first again."""
+        copy = shutil.copytree(dask_cluster.PACKAGE, tmp_path / dask_cluster.PACKAGE.name)
+        code = (copy / "cross_validation.py").read_text()
+        begin = "        import joblib\n\n        training, held_out ="
+        assert begin in code
+        told = f'        raise PipelineError("another copy")\n{begin}'
+        (copy / "cross_validation.py").write_text(code.replace(begin, told))
+        for _ in range(2):
+            assert_equal(trained_here, train(cluster.settings(), recordings), recordings)
+            with monkeypatch.context() as patch:
+                patch.setattr(dask_cluster, "PACKAGE", copy)
+                with pytest.raises(PipelineError, match="another copy"):
+                    train(cluster.settings(), recordings)
+
+    @pytest.mark.slow
+    def test_a_worker_that_joins_later_has_the_code(
+        self,
+        cluster: Cluster,
+        recordings: Path,
+        trained_here: TrainedModel,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It does all the fits, because the others are gone."""
+
+        def others_take_over() -> None:
+            cluster.start_worker("late")
+            end_all(cluster.workers)
+
+        during_the_fits(monkeypatch, others_take_over)
+        assert_equal(trained_here, train(cluster.settings(), recordings), recordings)
+
+    @pytest.mark.slow
+    def test_known_recordings_are_not_read_by_the_workers(
+        self,
+        cluster: Cluster,
+        recordings: Path,
+        trained_here: TrainedModel,
         tmp_path: Path,
     ) -> None:
-        """The cache is kept by the pipeline, and its tables are those of this machine."""
-        for n_hits in (0, 6):
-            cache = FeatureCache(tmp_path, training.feature_version(), 10)
-            result = train(cluster.settings(), recordings, tables=cache)
-            assert cache.n_hits == n_hits
+        """What was kept on the file system that all share is the same for them."""
+        module = load_training_module(cluster.settings())
+        tables = KeptTables(tmp_path / "kept" / "features", module.code_sha256, 10)
+        for n_known in (0, 6):
+            with dask_cluster.joblib_backend(cluster.settings(), module) as backend:
+                result, found = cross_validation.train(
+                    module,
+                    sorted(recordings.glob("*.csv")),
+                    n_folds=3,
+                    random_state=42,
+                    resources=Resources(backend=backend, tables=tables),
+                )
+            assert found == n_known
             assert_equal(trained_here, result, recordings)
 
     @pytest.mark.slow
@@ -232,6 +301,37 @@ class TestCluster:
         assert printed[0].startswith("promoted: version 2")
         assert printed[0] == printed[1]
         assert "computing on 2 Dask workers" in done.stderr
+
+
+class TestPackage:
+    """What is sent along of our own code."""
+
+    def test_its_name_tells_its_content(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The same for the same files, whatever their times; and all code is in it."""
+        copy = shutil.copytree(dask_cluster.PACKAGE, tmp_path / dask_cluster.PACKAGE.name)
+        here = dask_cluster._packed(tmp_path)
+        monkeypatch.setattr(dask_cluster, "PACKAGE", copy)
+        for path in copy.rglob("*.py"):
+            os.utime(path, (0, 0))
+        assert dask_cluster._packed(tmp_path) == here
+        with zipfile.ZipFile(here) as archive:
+            assert "retraining/registry/__init__.py" in archive.namelist()
+            assert archive.read("retraining/files.py") == (copy / "files.py").read_bytes()
+        with (copy / "files.py").open("a") as stream:
+            stream.write("# one line more\n")
+        assert dask_cluster._packed(tmp_path) != here
+
+    def test_nothing_is_left_of_it_here(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The temporary file goes as soon as it is read."""
+        pytest.importorskip("distributed", reason="dask is not installed: requirements-dask.txt")
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        on_scheduler, on_worker = dask_cluster._package_plugins()
+        assert on_scheduler.data == on_worker.data
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestNoCluster:

@@ -23,34 +23,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import house
 import pytest
 from conftest import BATCH, ROOT, free_port
 from sample_gts import write_recordings
 
-import model_registry
-import notifications
-from pipeline_orchestrator import COMMANDS
-from pipeline_settings import (
-    EXIT_ERROR,
-    EXIT_SIGNAL_BASE,
-    EXIT_STATUSES,
-    EXIT_USAGE,
-    Settings,
-    environment_variable,
-    flag,
-)
+from pipeline_orchestrator import RUN
+from retraining import notices
+from retraining.commands import COMMANDS
+from retraining.errors import EXIT_ERROR, EXIT_SIGNAL_BASE, EXIT_STATUSES, EXIT_USAGE
+from retraining.registry import facts
+from retraining.settings import Settings, environment_variable, flag
 
-README = (ROOT / "README.md").read_text()
-OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-BOTH = README + OPERATIONS
-SERVING = (ROOT / "docs" / "serving.md").read_text()
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+MEASURED = {f"docs/{name}.md" for name in ("benchmarks", "crash_sweep", "outage_sweep")} | {
+    f"docs/{name}.md" for name in ("gate", "real_splits")
+}
+"""Written by programs of tests/tools/."""
+DOCUMENTS = "\n".join(text for name, text in PAGES.items() if name not in MEASURED)
+README, OPERATIONS = PAGES["README.md"], PAGES["docs/operations.md"]
+SERVING, OWN_MODEL = PAGES["docs/serving.md"], PAGES["docs/own_model.md"]
+LARGEST_README_BYTES = 12_000
+WORDS_OF_A_SENTENCE = 7
+COMMAND_NAMES = [command.name for command in (RUN, *COMMANDS)]
 SCRIPTS = (
     *("pipeline_orchestrator.py", "register_first_model.py", "train_classification_model.py"),
-    *("docs/own_model/grain_quality.py", "docs/own_model/make_samples.py"),
+    "docs/own_model/make_samples.py",
 )
 FOLDER, SECOND_HOME = "/srv/stems", "/srv/oaks"
 
 RUN_ELSEWHERE = {
+    "git pull": "needs a remote",
     "sudo": "changes the machine",
     "brew": "for macOS",
     "systemctl": "asks a systemd that runs",
@@ -58,7 +64,8 @@ RUN_ELSEWHERE = {
     "python3 -m venv": "fetches packages",
     ".venv/bin/pip": "fetches packages",
     "export": "for the shell of a server",
-    "mlflow models serve": "tests/test_serving.py",
+    "mlflow models": "tests/test_serving.py",
+    ".venv/bin/python docs/serv": "tests/test_serving.py",
     "curl": "tests/test_serving.py",
     "WEBHOOK_SECRET=": "tests/test_webhook_receiver.py",
     ".venv/bin/mlflow server": "tests/test_postgresql.py",
@@ -125,16 +132,42 @@ def flags(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]", text))
 
 
+def links(text: str) -> list[str]:
+    """Return the targets of a page's links and pictures that lie in this checkout."""
+    return re.findall(r"\]\((?!http)([^)]+)\)", text)
+
+
+def sentences(text: str) -> list[str]:
+    """Return what a page says outside of code, in sentences and cells that are no mere labels."""
+    prose = re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    parts = re.split(r"[.:;?!]\s|\n\s*(?:\n|[-*#|] ?)| \| ", prose)
+    said = (" ".join(part.split()).strip(" |.") for part in parts)
+    return [one for one in said if len(one.split()) >= WORDS_OF_A_SENTENCE]
+
+
+def cells(text: str) -> list[str]:
+    """Return the first cells of a page's tables, headings left out."""
+    return re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)
+
+
 class TestReference:
     """Settings, commands, exit statuses and names."""
 
     @pytest.mark.parametrize("field", dataclasses.fields(Settings), ids=lambda field: field.name)
-    def test_every_setting_stands_in_the_readme(self, field: dataclasses.Field[object]) -> None:
+    def test_every_setting_stands_in_the_settings(self, field: dataclasses.Field[object]) -> None:
         """With its flag, its environment variable and its default."""
-        (row,) = [line for line in README.splitlines() if line.startswith(f"| `{flag(field)}` ")]
+        lines = PAGES["docs/settings.md"].splitlines()
+        (row,) = [line for line in lines if line.startswith(f"| `{flag(field)}` ")]
         assert f"`{environment_variable(field)}`" in row
+        if field.default is None:
+            assert f"the training module's `{field.name.upper()}`" in row
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
             assert f" {field.default:g} " in row
+
+    def test_every_setting_of_the_settings_exists(self) -> None:
+        """No row is left of one that went."""
+        rows = re.findall(r"^\| `(--[\w-]+)` ", PAGES["docs/settings.md"], re.MULTILINE)
+        assert rows == [flag(field) for field in dataclasses.fields(Settings)]
 
     def test_every_exit_status_stands_in_the_readme(self) -> None:
         """In the words of --help."""
@@ -143,31 +176,37 @@ class TestReference:
 
     def test_every_exit_status_of_the_text_exists(self) -> None:
         """Also that of systemd's lines."""
-        text = BOTH.replace(f"{EXIT_SIGNAL_BASE} + n", "")
+        text = DOCUMENTS.replace(f"{EXIT_SIGNAL_BASE} + n", "")
         named = set(re.findall(r"(?:exits? (?:with )?|exit status |Status )(\d+)", text))
         assert "75" in named
         assert named <= set(EXIT_STATUSES)
         assert f"RestartPreventExitStatus={EXIT_ERROR} {EXIT_USAGE}\n" in OPERATIONS
         assert f"SuccessExitStatus={EXIT_SIGNAL_BASE + signal.SIGTERM}\n" in OPERATIONS
 
-    @pytest.mark.parametrize("name", sorted(COMMANDS))
-    def test_every_command_stands_in_readme_and_help(self, name: str) -> None:
+    @pytest.mark.parametrize("name", COMMAND_NAMES)
+    def test_every_command_stands_in_docs_and_help(self, name: str) -> None:
         """With its options; each has a help of its own."""
-        assert re.search(rf"pipeline_orchestrator\.py \[?{name}\b", README)
-        assert flags(help_of("pipeline_orchestrator.py", name)) - {"--help"} <= flags(README)
+        assert re.search(rf"pipeline_orchestrator\.py \[?{name}\b", PAGES["docs/commands.md"])
+        assert flags(help_of("pipeline_orchestrator.py", name)) - {"--help"} <= flags(DOCUMENTS)
+
+    @pytest.mark.parametrize("script", SCRIPTS)
+    def test_every_option_of_a_script_stands_in_the_docs(self, script: str) -> None:
+        """Also of those that have no commands; make_samples.py says it itself."""
+        text = DOCUMENTS + (ROOT / script).read_text()
+        assert flags(help_of(script)) - {"--help"} <= flags(text)
 
     def test_every_flag_of_the_text_exists(self) -> None:
         """In one of the scripts, in MLflow's programs or in a program that is named."""
         from mlflow.cli import cli
 
-        ours = [help_of(SCRIPTS[0], name) for name in COMMANDS] + [
+        ours = [help_of(SCRIPTS[0], name) for name in COMMAND_NAMES] + [
             help_of(name) for name in SCRIPTS
         ]
         models = cli.commands["models"].commands
         programs = [cli.commands["server"], models["serve"], models["predict"]]
         mlflow_flags = {one for each in programs for p in each.params for one in p.opts}
         known = flags("\n".join(ours)) | mlflow_flags | set().union(*OTHER_PROGRAMS.values())
-        assert flags(BOTH) - known == set()
+        assert flags(DOCUMENTS) - known == set()
 
     @pytest.mark.parametrize("program", OTHER_PROGRAMS)
     def test_flags_of_other_programs_exist(self, program: str) -> None:
@@ -191,7 +230,7 @@ class TestReference:
         import mlflow
 
         ours = {environment_variable(field) for field in dataclasses.fields(Settings)}
-        assert set(re.findall(r"\bPIPELINE_\w+", BOTH)) <= ours
+        assert set(re.findall(r"\bPIPELINE_\w+", DOCUMENTS)) <= ours
         source = "".join(
             path.read_text()
             for path in (
@@ -199,41 +238,18 @@ class TestReference:
                 Path(mlflow.__path__[0]) / "server" / "auth" / "__init__.py",
             )
         )
-        for name in set(re.findall(r"\bMLFLOW_\w+", BOTH)):
+        for name in set(re.findall(r"\bMLFLOW_\w+", DOCUMENTS)):
             assert f'"{name}"' in source, name
 
     def test_every_run_name_exists(self) -> None:
         """The README and the glossary name the runs as MLflow shows them."""
-        runs = {
-            model_registry.MONITORING_RUN,
-            model_registry.RETRAINING_RUN,
-            model_registry.PROMOTION_RUN,
-        }
+        runs = {facts.MONITORING_RUN, facts.RETRAINING_RUN, facts.PROMOTION_RUN}
         for text in (README, OPERATIONS):
             assert set(re.findall(r"\bModel[A-Z]\w+", text)) == runs
-        for alias in (model_registry.PRODUCTION, model_registry.PREVIOUS):
-            assert f"`{alias}`" in BOTH
+        for alias in (facts.PRODUCTION, facts.PREVIOUS):
+            assert f"`{alias}`" in DOCUMENTS
 
-    def test_the_files_of_the_readme_exist(self) -> None:
-        """The table of duties names every module, and no other."""
-        named = set(re.findall(r"`(\w+\.py)`", README.split("## Where things are")[1]))
-        assert named == {path.name for path in ROOT.glob("*.py")}
-
-    @pytest.mark.parametrize("name", ["README.md", "docs/operations.md", "docs/serving.md"])
-    def test_every_link_leads_somewhere(self, name: str) -> None:
-        """To a file, and to a heading of it."""
-        page = ROOT / name
-        for target in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
-            path, _, anchor = target.partition("#")
-            file = page.parent / path if path else page
-            assert file.is_file(), target
-            if anchor:
-                headings = re.findall(r"^#+ (.+)", file.read_text(), re.MULTILINE)
-                assert anchor in [
-                    re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings
-                ]
-
-    @pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z-]+)", BOTH))))
+    @pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z-]+)", DOCUMENTS))))
     def test_every_make_target_exists(self, target: str) -> None:
         """And what it needs."""
         subprocess.run(
@@ -244,11 +260,64 @@ class TestReference:
         )
 
 
+class TestPages:
+    """The README is the door: short, and every page is reached from it."""
+
+    def test_the_readme_is_short(self) -> None:
+        """What does not fit has a page in docs/."""
+        assert len(README.encode()) <= LARGEST_README_BYTES
+
+    @pytest.mark.parametrize("name", [*PAGES, "CHANGELOG.md"])
+    def test_every_link_leads_somewhere(self, name: str) -> None:
+        """To a file, and to a heading of it."""
+        page = ROOT / name
+        for target in links(page.read_text()):
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.is_file(), target
+            if anchor:
+                headings = re.findall(r"^#+ (.+)", file.read_text(), re.MULTILINE)
+                assert anchor in [
+                    re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings
+                ], target
+
+    def test_every_page_is_linked(self) -> None:
+        """And every program and picture of docs/: from the README, or from a page that is."""
+        reached, waiting = {Path("README.md")}, [Path("README.md")]
+        while waiting:
+            page = waiting.pop()
+            targets = {target.partition("#")[0] for target in links((ROOT / page).read_text())}
+            found = {Path(os.path.normpath(page.parent / one)) for one in targets if one} - reached
+            reached |= found
+            waiting += [one for one in found if one.suffix == ".md"]
+        there = {path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.*")}
+        kept = {path for path in there if path.suffix in {".md", ".py", ".png"}}
+        assert kept - reached == set()
+
+    def test_no_sentence_stands_twice(self) -> None:
+        """A fact has one place; elsewhere is a link."""
+        places: dict[str, list[str]] = {}
+        for name, text in PAGES.items():
+            for sentence in sentences(text):
+                places.setdefault(sentence, []).append(name)
+        assert {one: names for one, names in places.items() if len(names) > 1} == {}
+
+    def test_the_readme_shows_the_house(self) -> None:
+        """Its tables name every script and every part of the package, in the order of imports."""
+        section = README.split("## Where things are")[1].split("\n## ")[0]
+        top, package = section.split("Inside `retraining/`")
+        named = re.findall(r"`(\w+)\.py`", top)
+        assert sorted(named) == sorted(house.SCRIPTS)
+        rows = [re.findall(r"`(\w+)(?:\.py|/)`", line) for line in cells(package)]
+        *inside, _scripts = ([one.removesuffix(".*") for one in row] for row in house.ORDER)
+        assert [sorted(row) for row in rows] == [sorted(row) for row in inside]
+
+
 class TestCommandLines:
     """Every line that a reader may copy is complete; quick checks without a cycle."""
 
     @pytest.mark.parametrize(
-        "line", [*shell_lines(BOTH), *re.findall(r"`([^`\n]+\.py [^`]+)`", BOTH)]
+        "line", [*shell_lines(DOCUMENTS), *re.findall(r"`([^`\n]+\.py [^`]+)`", DOCUMENTS)]
     )
     def test_flags_belong_to_the_script(self, line: str) -> None:
         """Each flag is one of that very command."""
@@ -257,7 +326,7 @@ class TestCommandLines:
             if not any(word.endswith(script) for word in words[:2]):
                 continue
             rest = words[[word.endswith(script) for word in words].index(True) + 1 :]
-            command = rest[:1] if rest and rest[0] in COMMANDS else []
+            command = rest[:1] if rest and rest[0] in COMMAND_NAMES else []
             if script == SCRIPTS[0] and not command:
                 command = ["run"]
             named = {word.partition("=")[0] for word in rest if word.startswith("--")}
@@ -265,7 +334,7 @@ class TestCommandLines:
 
     @pytest.mark.parametrize(
         "line",
-        [one for one in shell_lines(BOTH + SERVING) if re.match(r"(\.venv/bin/)?mlflow ", one)],
+        [one for one in shell_lines(DOCUMENTS) if re.match(r"(\.venv/bin/)?mlflow ", one)],
     )
     def test_flags_belong_to_mlflow(self, line: str) -> None:
         """`mlflow server`, `mlflow db upgrade` and `mlflow models`."""
@@ -278,7 +347,7 @@ class TestCommandLines:
         with command.make_context(command.name, words) as context:
             assert context.params
 
-    @pytest.mark.parametrize("line", crontab_lines(BOTH))
+    @pytest.mark.parametrize("line", crontab_lines(DOCUMENTS))
     def test_crontab_lines_are_valid(self, line: str) -> None:
         """A schedule that comes every day, without a bare %; or a variable that exists."""
         from croniter import croniter
@@ -338,10 +407,10 @@ class TestCommandLines:
                 "https://hooks.example.org", f"http://127.0.0.1:{server.server_port}"
             )
             settings = Settings(home=tmp_path, on_attention=command)
-            notifications.call_for_attention(settings, "failed", "a message")
+            notices.call_for_attention(settings, "failed", "a message")
         assert [(one["event"], one["message"]) for one in posted] == [("failed", "a message")]
 
-    @pytest.mark.parametrize("code", blocks(BOTH, "python"))
+    @pytest.mark.parametrize("code", blocks(DOCUMENTS, "python"))
     def test_python_blocks_compile(self, code: str) -> None:
         """They are run by the slow tests and by tests/test_webhook_receiver.py."""
         compile(code, "a document", "exec")
@@ -385,7 +454,7 @@ def machine(tmp_path: Path) -> Machine:
     stems.mkdir(parents=True)
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.txt"), ROOT / "Makefile"]:
         shutil.copy(path, stems)
-    for name in ("tests", "docs"):
+    for name in ("retraining", "tests", "docs"):
         shutil.copytree(ROOT / name, stems / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("new_gts", "used_gts", "model", ".venv/bin"):
         (stems / name).mkdir(parents=True)
@@ -431,20 +500,20 @@ class TestAFreshMachine:
 
     def test_the_commands_run(self, machine: Machine) -> None:
         """Own data, a cycle, nights with cron, a second model, an upgrade, serving."""
-        for line in shell_lines(README):
+        for line in shell_lines(README + OWN_MODEL):
             if not run_elsewhere(line):
                 machine.run(line)
         for home in ("", " --home /srv/grain --model-name Grain"):
             state = machine.run(f".venv/bin/python pipeline_orchestrator.py status{home}")
             assert "production: version 2 " in state
-        for line in shell_lines(OPERATIONS):
+        for line in shell_lines(SERVING + OPERATIONS):
             if not run_elsewhere(line):
                 machine.run(line)
-        for line in crontab_lines(BOTH):
+        for line in crontab_lines(DOCUMENTS):
             if scheduled := SCHEDULE.fullmatch(line):
                 assert machine.run(scheduled[2]) == ""
         assert (machine.root / "srv/stems/pipeline.log").read_text() == ""
-        (serving,) = blocks(README, "python")
+        (serving,) = blocks(SERVING, "python")
         recording = next((machine.root / "person/checked/new_season").iterdir())
         machine.run(f"cp {recording} recording.csv")
         machine.run(f"{shlex.quote(sys.executable)} -c {shlex.quote(serving)}")

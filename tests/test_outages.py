@@ -31,11 +31,14 @@ from conftest import (
 from crash_sweep import describe
 from outage_sweep import Outage, Proxy
 
-import model_registry
 import register_first_model
 from pipeline_orchestrator import main
-from pipeline_settings import PipelineError, TryLaterError
-from training_module import load_training_module
+from retraining.errors import PipelineError, TryLaterError
+from retraining.registry import open_registry
+from retraining.registry.facts import MONITORING_RUN, TAG_HOME
+from retraining.registry.runs import ONE_SHORT_TRY
+from retraining.registry.store import as_pipeline_error
+from retraining.training import load_training_module
 
 SettingsOf = Callable[..., Any]
 Server = Callable[[bytes], str]
@@ -204,17 +207,17 @@ class TestClassification:
             (OSError(errno.ENOSPC, "No space left on device"), 1),
         ]
         for error, status in table:
-            known = model_registry.as_pipeline_error(error, settings_of(home))
+            known = as_pipeline_error(error, settings_of(home))
             assert known is not None
             assert known.exit_status == status, error
-        assert model_registry.as_pipeline_error(KeyError("a bug"), settings_of(home)) is None
+        assert as_pipeline_error(KeyError("a bug"), settings_of(home)) is None
 
     def test_closing_a_run_does_not_hide_why_it_failed(
         self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The first error is the one to read; the time limits stay as they were."""
-        registry = model_registry.open_registry(settings_of(home))
-        limits = {name: os.environ[name] for name in model_registry.ONE_SHORT_TRY}
+        registry = open_registry(settings_of(home))
+        limits = {name: os.environ[name] for name in ONE_SHORT_TRY}
         found = {}
 
         def fails(*_: Any) -> None:
@@ -225,24 +228,27 @@ class TestClassification:
 
         with (
             pytest.raises(PipelineError, match="the first error"),
-            registry.run("ModelMonitoring", {}),
+            registry.runs.open(MONITORING_RUN, {}),
         ):
             monkeypatch.setattr("mlflow.MlflowClient.set_terminated", fails)
             raise PipelineError("the first error")
-        assert found == model_registry.ONE_SHORT_TRY
+        assert found == ONE_SHORT_TRY
         assert {name: os.environ[name] for name in limits} == limits
 
     def test_a_lost_reply_leaves_no_second_run_open(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
         """Of two runs that one POST made, the one nobody knows is closed."""
-        registry = model_registry.open_registry(settings_of(home))
-        tags = {model_registry.TAG_HOME: registry._home_tag}
-        experiment = registry._experiment_id()
-        lost = registry._client.create_run(experiment, tags=tags, run_name="ModelMonitoring")
-        with registry.run("ModelMonitoring", {}) as run_id:
-            assert registry._client.get_run(lost.info.run_id).info.status == "KILLED"
-            assert registry._client.get_run(run_id).info.status == "RUNNING"
+        registry = open_registry(settings_of(home))
+        client, tags = (
+            registry.runs.connection.client,
+            {TAG_HOME: registry.runs.connection.home_tag},
+        )
+        experiment = registry.runs._experiment_id()
+        lost = client.create_run(experiment, tags=tags, run_name=MONITORING_RUN)
+        with registry.runs.open(MONITORING_RUN, {}) as run_id:
+            assert client.get_run(lost.info.run_id).info.status == "KILLED"
+            assert client.get_run(run_id).info.status == "RUNNING"
         assert describe(home)["running"] == 0
 
 
@@ -429,7 +435,7 @@ class TestFullDisk:
         assert_promoted_once(home, before)
 
     @pytest.mark.parametrize(
-        "call", [1, 5, *(pytest.param(one, marks=pytest.mark.slow) for one in (2, 20, 40))]
+        "call", [1, *(pytest.param(one, marks=pytest.mark.slow) for one in (2, 5, 20, 40))]
     )
     def test_a_failing_sync_stops_the_cycle(
         self,
@@ -468,16 +474,16 @@ def test_an_unreachable_store_is_told_from_a_missing_file(
     """Nobody is told to roll back because a server is down."""
     from mlflow.exceptions import MlflowException
 
-    registry = model_registry.open_registry(settings_of(home))
-    version = registry.champion()
+    registry = open_registry(settings_of(home))
+    version = registry.production.champion()
 
     def is_down(**_: Any) -> str:
         raise MlflowException("API request failed: connection refused")
 
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", is_down)
     with pytest.raises(MlflowException, match="connection refused") as caught:
-        registry.load(version, load_training_module(settings_of(home)))
-    known = model_registry.as_pipeline_error(caught.value, settings_of(home))
+        registry.models.load(version, load_training_module(settings_of(home)))
+    known = as_pipeline_error(caught.value, settings_of(home))
     assert isinstance(known, TryLaterError)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -14,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -32,18 +30,21 @@ from conftest import (
 )
 from sample_gts import make_recording, write_recordings
 
-import cycle_records
-import gts_folder
-import model_registry
-import notifications
-import pipeline_recovery
-import pipeline_status
-import train_classification_model as training
-from cycle_records import Monitoring, Outcome
-from model_registry import ModelRegistry
 from pipeline_orchestrator import main, run_orchestrator, should_retrain
-from pipeline_settings import PipelineError, TryLaterError
-from training_module import load_training_module
+from retraining import cross_validation, cycle, ground_truth, notices
+from retraining.commands.history import history
+from retraining.commands.requeue import requeue
+from retraining.commands.rollback import rollback
+from retraining.commands.status import as_lines, status
+from retraining.cycle import Monitoring
+from retraining.errors import PipelineError, TryLaterError
+from retraining.outcome import Outcome
+from retraining.recorder import Recorder
+from retraining.registry import Registry, open_registry
+from retraining.registry.judgements import Judgements
+from retraining.registry.production import Production
+from retraining.registry.stored_models import StoredModels
+from retraining.training import load_training_module
 
 SettingsOf = Callable[..., Any]
 
@@ -67,9 +68,19 @@ def contents(folder: Path) -> list[str]:
     return sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.csv"))
 
 
-def registry_of(settings: Any) -> ModelRegistry:
+def registry_of(settings: Any) -> Registry:
     """Open the store of a home."""
-    return model_registry.open_registry(settings)
+    return open_registry(settings)
+
+
+def runs_of(settings: Any, name: str) -> list[Any]:
+    """Return the finished runs of that name as MLflow has them, the newest first."""
+    return registry_of(settings).runs._finished(name, {})
+
+
+def client_of(settings: Any) -> Any:
+    """Return MLflow's client of a store."""
+    return registry_of(settings).runs.connection.client
 
 
 def counts(settings: Any) -> tuple[int, int]:
@@ -160,7 +171,7 @@ class TestHealthyProduction:
         settings = settings_of(home, threshold=1000)
         result = run_orchestrator(settings)
         assert result.outcome is Outcome.HEALTHY
-        assert registry_of(settings).production_number() == 1
+        assert registry_of(settings).production.number() == 1
         assert len(list((home / "new_gts").glob("*.csv"))) == BATCH
 
     def test_a_batch_larger_than_memory_is_scored_in_parts(
@@ -169,8 +180,8 @@ class TestHealthyProduction:
         """Read again and scored one recording at a time: the same errors, to the last bit."""
         settings = settings_of(home, threshold=1000)
         expected = run_orchestrator(settings).facts
-        monkeypatch.setattr(gts_folder, "KEPT_ROWS", 0)
-        monkeypatch.setattr(cycle_records, "PART_ROWS", 1)
+        monkeypatch.setattr(ground_truth, "KEPT_ROWS", 0)
+        monkeypatch.setattr(cycle, "PART_ROWS", 1)
         assert run_orchestrator(settings, force=True).facts == expected
 
     def test_the_run_tells_the_error_of_each_recording(
@@ -179,17 +190,17 @@ class TestHealthyProduction:
         """`ModelMonitoring` carries metrics, table, dataset, tags and its outcome."""
         settings = settings_of(home, threshold=1000)
         result = run_orchestrator(settings)
-        (run,) = registry_of(settings).runs("ModelMonitoring")
+        (run,) = runs_of(settings, "ModelMonitoring")
         metrics = run.data.metrics
         assert metrics["mean_error"] == pytest.approx(result.facts["mean_error"])
         assert metrics["mean_error_low"] <= metrics["mean_error"] <= metrics["mean_error_high"]
         assert metrics["recordings"] == BATCH
         assert run.data.tags["pipeline_outcome"] == "healthy"
-        assert run.data.params["threshold"] == "1000"
+        assert run.data.params["threshold"] == "1000.0"
         assert run.data.params["min_new_files"] == str(BATCH)
         assert "tracking_uri" not in run.data.params
         assert run.inputs.dataset_inputs[0].dataset.name == "new_gts"
-        table = registry_of(settings)._client.load_table(
+        table = client_of(settings).load_table(
             run.info.experiment_id, "errors_by_recording.json", [run.info.run_id]
         )
         assert table["error"].mean() == pytest.approx(metrics["mean_error"])
@@ -207,8 +218,8 @@ class TestHealthyProduction:
         settings = settings_of(home, threshold=1000)
         run_orchestrator(settings)
         assert f"data quality: new_01.csv: {note}" in caplog.text
-        (run,) = registry_of(settings).runs("ModelMonitoring")
-        stored = registry_of(settings)._run_artifact(run.info.run_id, "data_quality.json")
+        (run,) = runs_of(settings, "ModelMonitoring")
+        stored = registry_of(settings).runs.artifact(run.info.run_id, "data_quality.json")
         assert json.loads(stored or b"") == {"new_01.csv": note}
         caplog.clear()
         run_orchestrator(settings)
@@ -243,7 +254,7 @@ class TestPromotion:
         home, settings, result = promoted
         assert result.outcome is Outcome.PROMOTED
         registry = registry_of(settings)
-        assert (registry.production_number(), registry.previous_number()) == (2, 1)
+        assert (registry.production.number(), registry.production.previous_number()) == (2, 1)
         assert list((home / "new_gts").glob("*.csv")) == []
         assert len(list((home / "used_gts").glob("*.csv"))) == OLD_SEASON_FILES + BATCH
         assert not (home / ".pipeline_state.json").exists()
@@ -262,11 +273,11 @@ class TestPromotion:
         """Verdict, manifest and digests stand on the version, the details beside its run."""
         home, settings, result = promoted
         registry = registry_of(settings)
-        version = registry.version(2)
+        version = registry.versions.get(2)
         assert version.tags["verdict"] == "promote"
         assert float(version.tags["p_value"]) <= 0.05
-        assert set(registry.manifest(version).names) == set(contents(home / "used_gts"))
-        errors = registry.out_of_fold_errors(version, load_training_module(settings))
+        assert set(registry.versions.manifest(version).names) == set(contents(home / "used_gts"))
+        errors = registry.versions.out_of_fold_errors(version, load_training_module(settings))
         assert len(errors) == OLD_SEASON_FILES + BATCH
         criteria = result.facts["verdict"]["criteria"]
         assert [one["outcome"] for one in criteria].count("failed") == 0
@@ -275,14 +286,13 @@ class TestPromotion:
     def test_the_runs_are_named_and_ended(self, promoted: tuple[Path, Any, Any]) -> None:
         """One run each for monitoring, retraining and promotion, all finished."""
         _, settings, _ = promoted
-        registry = registry_of(settings)
         for name, number in (
             ("ModelMonitoring", 1),
             ("ModelRetraining", 1),
             ("ModelPromotion", 2),
             ("Registering Initial Production Model", 1),
         ):
-            assert len(registry.runs(name)) == number, name
+            assert len(runs_of(settings, name)) == number, name
         assert counts(settings) == (5, 2)
 
     @pytest.mark.slow
@@ -310,14 +320,14 @@ class TestPromotion:
     def test_history_and_status_tell(self, promoted: tuple[Path, Any, Any]) -> None:
         """Every change of production, and the state of things."""
         _, settings, _ = promoted
-        changes = pipeline_status.history(settings)
+        changes = history(settings)
         assert [(one["from"], one["to"]) for one in changes] == [(1, 2), (None, 1)]
         assert changes[0]["mean_error_before"] > changes[0]["mean_error_after"]
         assert changes[0]["who"].endswith("unattended")
-        state = pipeline_status.status(settings, max_age_hours=1)
+        state = status(settings, max_age_hours=1)
         assert (state["production"], state["waiting"], state["problems"]) == (2, 0, [])
         assert state["cycles"][0]["outcome"] == "promoted"
-        text = pipeline_status.as_text(state)
+        text = "\n".join(as_lines(state))
         assert text.startswith("production: version 2 since ")
         assert "mean error, oldest first: █ " in text
 
@@ -326,7 +336,7 @@ class TestPromotion:
     ) -> None:
         """Which version was production then; none before the first; the alias moved by hand."""
         home, settings, _ = promoted
-        changes = pipeline_status.history(settings)
+        changes = history(settings)
         capsys.readouterr()
         for at, found in [
             (changes[0]["at"], "version 2"),
@@ -336,9 +346,7 @@ class TestPromotion:
             assert main(["history", "--at", at, "--home", str(home)]) == 0
             assert capsys.readouterr().out == f"production at {at}: {found}\n"
         assert main(["history", "--at", "yesterday", "--home", str(home)]) == 2
-        registry_of(settings)._client.set_registered_model_alias(
-            settings.model_name, "production", "1"
-        )
+        client_of(settings).set_registered_model_alias(settings.model_name, "production", "1")
         assert main(["history", "--home", str(home)]) == 0
         assert capsys.readouterr().out.startswith("time unknown  2 -> 1  unrecorded")
         assert main(["history", "--at", changes[0]["at"], "--home", str(home)]) == 0
@@ -348,26 +356,26 @@ class TestPromotion:
     def test_rollback_restores_the_version_before(self, promoted: tuple[Path, Any, Any]) -> None:
         """Back to version 1, recorded; and forth again by number."""
         _, settings, _ = promoted
-        assert "version 1 is production" in pipeline_recovery.rollback(settings, None)
+        assert "version 1 is production" in rollback(settings, None)
         registry = registry_of(settings)
-        assert (registry.production_number(), registry.previous_number()) == (1, 2)
-        assert "version 2" in pipeline_recovery.rollback(settings, 2)
-        assert "nothing changed" in pipeline_recovery.rollback(settings, 2)
-        assert pipeline_status.history(settings)[0]["why"] == "rollback from version 1"
-        assert registry.version(2).tags["rolled_back"] == "rollback from version 2"
+        assert (registry.production.number(), registry.production.previous_number()) == (1, 2)
+        assert "version 2" in rollback(settings, 2)
+        assert "nothing changed" in rollback(settings, 2)
+        assert history(settings)[0]["why"] == "rollback from version 1"
+        assert registry.versions.get(2).tags["rolled_back"] == "rollback from version 2"
 
     def test_a_rolled_back_version_is_not_promoted_by_the_same_batch(
         self, promoted: tuple[Path, Any, Any]
     ) -> None:
         """Even if somebody puts its files back into new_gts/."""
         home, settings, _ = promoted
-        pipeline_recovery.rollback(settings, None)
+        rollback(settings, None)
         for path in (home / "used_gts").glob("new_*.csv"):
             path.rename(home / "new_gts" / path.name)
         result = run_orchestrator(settings)
         assert result.outcome is Outcome.ALREADY_JUDGED
         assert "version 2, was promoted and rolled back" in result.message
-        assert registry_of(settings).production_number() == 1
+        assert registry_of(settings).production.number() == 1
 
     def test_a_damaged_version_is_not_rolled_back_to(self, promoted: tuple[Path, Any, Any]) -> None:
         """Production stays; the message names the version."""
@@ -376,8 +384,8 @@ class TestPromotion:
         for model in (home / "mlflow_server/artifacts").rglob("model.skops"):
             model.write_bytes(model.read_bytes() + b"x")
         with pytest.raises(PipelineError, match="the files of version 1 are not those"):
-            pipeline_recovery.rollback(settings, None)
-        assert (registry.production_number(), registry.previous_number()) == (2, 1)
+            rollback(settings, None)
+        assert (registry.production.number(), registry.production.previous_number()) == (2, 1)
 
     def test_a_rollback_needs_no_manifest_of_what_it_leaves(
         self, promoted: tuple[Path, Any, Any], caplog: pytest.LogCaptureFixture
@@ -386,13 +394,13 @@ class TestPromotion:
         home, settings, _ = promoted
         (home / ".pipeline_state.json").write_text('{"cycle_id": "dead"}')
         registry = registry_of(settings)
-        run = registry._client.get_run(registry.version(2).run_id)
+        run = registry.runs.connection.client.get_run(registry.versions.get(2).run_id)
         Path(run.info.artifact_uri.removeprefix("file://"), "training_files.json").unlink()
         with pytest.raises(PipelineError, match=r"training_files.json of version 2 is missing"):
             write_recordings(home / "new_gts", BATCH, "new", seed=4, prefix="late")
             run_orchestrator(settings)
         assert "nothing archived, the next start tries again" in caplog.text
-        assert "version 1 is production" in pipeline_recovery.rollback(settings, None)
+        assert "version 1 is production" in rollback(settings, None)
         assert not (home / ".pipeline_state.json").exists()
 
     def test_a_store_that_fails_after_the_alias_moved(
@@ -408,11 +416,11 @@ class TestPromotion:
             raise OSError("the store is gone")
 
         with monkeypatch.context() as patch, pytest.raises(OSError, match="is gone"):
-            patch.setattr(type(registry._client), "set_model_version_tag", fail)
-            pipeline_recovery.rollback(settings, None)
-        assert registry.production_number() == 1
+            patch.setattr(type(registry.runs.connection.client), "set_model_version_tag", fail)
+            rollback(settings, None)
+        assert registry.production.number() == 1
         assert run_orchestrator(settings).outcome is Outcome.WAITING
-        newest = pipeline_status.history(settings)[0]
+        newest = history(settings)[0]
         assert (newest["event"], newest["from"], newest["to"]) == ("rollback", 2, 1)
         assert [one["event"] for one in told()] == ["rollback"]
 
@@ -426,13 +434,15 @@ class TestPromotion:
         """What production says after a rollback is what it said before the promotion."""
         _, settings, _ = promoted
         began = time.monotonic()
-        pipeline_recovery.rollback(settings, None)
+        rollback(settings, None)
         figure("seconds for a rollback beyond imports", f"{time.monotonic() - began:.2f}")
         rows = make_recording(78, "new").drop(columns="ground_truth").assign(file="a.csv")
         said = []
         for one in (settings, settings_of(registered_template)):
             registry = registry_of(one)
-            model = registry.load(registry.champion(), load_training_module(settings))
+            model = registry.models.load(
+                registry.production.champion(), load_training_module(settings)
+            )
             said.append(model.predict(rows).tolist())
         assert said[0] == said[1]
 
@@ -462,12 +472,11 @@ class TestDecide:
         ],
     )
     def test_the_mean_or_the_lower_end_decides(
-        self, decide: str, mean_error: float, low: float, retrain: bool, settings_of: SettingsOf
+        self, decide: str, mean_error: float, low: float, retrain: bool
     ) -> None:
         """A missing error is never healthy."""
         monitoring = Monitoring(pd.DataFrame(), mean_error, low, 14.0)
-        settings = settings_of(Path(), decide=decide)
-        assert should_retrain(monitoring, settings) is retrain
+        assert should_retrain(monitoring, 10.0, decide) is retrain
 
     def test_a_bound_above_the_mean_error_waits(self, home: Path, settings_of: SettingsOf) -> None:
         """The verdict names the interval, and the other way to decide is another question."""
@@ -493,8 +502,8 @@ class TestNoPromotion:
         assert result.outcome is Outcome.NOT_PROMOTED
         assert "NOT_BETTER" in result.message
         registry = registry_of(settings)
-        assert registry.production_number() == 1
-        assert registry.version(2).tags["verdict"] == "reject"
+        assert registry.production.number() == 1
+        assert registry.versions.get(2).tags["verdict"] == "reject"
         assert len(list((home / "new_gts").glob("*.csv"))) == BATCH
         before = counts(settings)
         again = run_orchestrator(settings)
@@ -522,7 +531,7 @@ class TestNoPromotion:
     def test_degraded_production_is_a_problem(self, home: Path, settings_of: SettingsOf) -> None:
         """`status` exits 1 while no challenger beats a production above the threshold."""
         run_orchestrator(settings_of(home, min_improvement=90))
-        (problem,) = pipeline_status.status(settings_of(home), None)["problems"]
+        (problem,) = status(settings_of(home), None)["problems"]
         assert problem.startswith("degraded")
 
     @pytest.mark.slow
@@ -539,11 +548,11 @@ class TestNoPromotion:
         assert "lost on 2 batches in a row" in result.message
         warnings = [one.message for one in caplog.records if one.levelname == "WARNING"]
         assert warnings == [result.stuck]
-        assert pipeline_status.status(settings, None)["problems"] == [result.stuck]
+        assert status(settings, None)["problems"] == [result.stuck]
         assert run_orchestrator(settings).stuck == result.stuck
         healthy = settings_of(home, threshold=1000, stuck_after=2)
         assert run_orchestrator(healthy).outcome is Outcome.HEALTHY
-        assert pipeline_status.status(settings, None)["problems"] == []
+        assert status(settings, None)["problems"] == []
 
     def test_a_challenger_that_forgets(
         self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
@@ -552,16 +561,15 @@ class TestNoPromotion:
         settings = settings_of(home)
         assert run_orchestrator(settings).outcome is Outcome.PROMOTED
         write_mislabelled(home / "new_gts", seed=5)
-        train = training.train_classification_model
+        train = cross_validation.train
 
-        @functools.wraps(train)
         def train_a_forgetful_one(*values: Any, **named: Any) -> Any:
-            result = train(*values, **named)
+            result, n_known = train(*values, **named)
             old = ~result.out_of_fold.index.str.startswith("wrong")
-            result.out_of_fold["error_percent"] = 60.0 * old
-            return result
+            result.out_of_fold["error"] = 60.0 * old
+            return result, n_known
 
-        monkeypatch.setattr(training, "train_classification_model", train_a_forgetful_one)
+        monkeypatch.setattr(cross_validation, "train", train_a_forgetful_one)
         result = run_orchestrator(settings)
         assert result.outcome is Outcome.NOT_PROMOTED
         assert result.facts["verdict"]["reasons"] == ["FORGETS"]
@@ -573,20 +581,20 @@ class TestNoPromotion:
         settings = settings_of(home)
         assert run_orchestrator(settings).outcome is Outcome.PROMOTED
         write_recordings(home / "new_gts", BATCH, "old", seed=5, prefix="third")
-        record = ModelRegistry.record_verdict
+        record = Judgements.record
 
-        def move_then_record(registry: ModelRegistry, *values: Any) -> None:
-            record(registry, *values)
-            registry._client.set_registered_model_alias(settings.model_name, "production", "1")
+        def move_then_record(judgements: Judgements, *values: Any) -> None:
+            record(judgements, *values)
+            client_of(settings).set_registered_model_alias(settings.model_name, "production", "1")
 
-        monkeypatch.setattr(ModelRegistry, "record_verdict", move_then_record)
+        monkeypatch.setattr(Judgements, "record", move_then_record)
         loose = settings_of(home, threshold=0, significance=1)
         monkeypatch.setattr("pipeline_orchestrator.should_retrain", lambda *_: True)
-        monkeypatch.setattr("champion_gate.Verdict.promote", True)
-        monkeypatch.setattr(ModelRegistry, "on_probation_against", lambda *_: None)
+        monkeypatch.setattr("retraining.gate.Verdict.promote", True)
+        monkeypatch.setattr(Production, "on_probation_against", lambda *_: None)
         with pytest.raises(PipelineError, match="was moved to version 1 while this ran"):
             run_orchestrator(loose)
-        assert registry_of(settings).production_number() == 1
+        assert registry_of(settings).production.number() == 1
         assert len(list((home / "new_gts").glob("*.csv"))) == BATCH
 
 
@@ -597,8 +605,8 @@ class TestNoVerdict:
     @pytest.mark.parametrize(
         ("spoil", "text"),
         [
-            (lambda errors: errors * float("nan"), "out_of_fold gave the error nan"),
-            (lambda errors: errors.drop("new_01.csv"), "must have one row for each file"),
+            (lambda errors: errors * float("nan"), "count_errors gave the error nan"),
+            (lambda errors: errors.iloc[:0], "must have one row for each file"),
         ],
     )
     def test_incomparable_errors_are_an_error(
@@ -611,19 +619,24 @@ class TestNoVerdict:
         text: str,
     ) -> None:
         """Missing errors, or errors of other recordings: one line that says so."""
-        train = domain.module.train_classification_model
+        fit, count_errors = domain.module.fit, domain.module.count_errors
+        fitted: list[Any] = []
 
-        @functools.wraps(train)
-        def train_and_spoil(*values: Any, **named: Any) -> Any:
-            result = vars(train(*values, **named))
-            return SimpleNamespace(**{**result, "out_of_fold": spoil(result["out_of_fold"])})
+        def fit_and_note(examples: pd.DataFrame, random_state: int) -> Any:
+            fitted.append(fit(examples, random_state))
+            return fitted[-1]
+
+        def count_and_spoil(rows: pd.DataFrame, predicted: Any) -> pd.DataFrame:
+            errors = count_errors(rows, predicted)
+            return spoil(errors) if fitted else errors
 
         settings = settings_of(home)
         before = contents(home / "new_gts")
         with monkeypatch.context() as patch, pytest.raises(PipelineError, match=text):
-            patch.setattr(domain.module, "train_classification_model", train_and_spoil)
+            patch.setattr(domain.module, "fit", fit_and_note)
+            patch.setattr(domain.module, "count_errors", count_and_spoil)
             run_orchestrator(settings)
-        assert registry_of(settings).production_number() == 1
+        assert registry_of(settings).production.number() == 1
         assert contents(home / "new_gts") == before
         assert run_orchestrator(settings).outcome is Outcome.PROMOTED
 
@@ -633,8 +646,8 @@ class TestNoVerdict:
     ) -> None:
         """Even if intake did not know that production was trained on it."""
         (home / "used_gts" / "old_01.csv").rename(home / "new_gts" / "smuggled.csv")
-        take_in = gts_folder.take_in
-        monkeypatch.setattr(gts_folder, "take_in", lambda *known: take_in(known[0], known[1], {}))
+        take_in = ground_truth.take_in
+        monkeypatch.setattr(ground_truth, "take_in", lambda *known: take_in(known[0], known[1], {}))
         result = run_orchestrator(settings_of(home))
         assert result.outcome is Outcome.NOT_PROMOTED
         assert result.facts["verdict"]["reasons"] == ["TEST_LEAK"]
@@ -667,18 +680,18 @@ class TestProbation:
         home, settings = misled
         write_recordings(home / "new_gts", BATCH, "old", seed=3, prefix="right")
         assert run_orchestrator(settings, dry_run=True).outcome is Outcome.ROLLED_BACK
-        assert registry_of(settings).production_number() == 2
+        assert registry_of(settings).production.number() == 2
         result = run_orchestrator(settings)
         assert result.outcome is Outcome.ROLLED_BACK
         assert result.message.startswith("rolled back: version 1 is production again, version 2")
         registry = registry_of(settings)
-        assert (registry.production_number(), registry.previous_number()) == (1, 2)
+        assert (registry.production.number(), registry.production.previous_number()) == (1, 2)
         assert "version 2 lost its probation: back to 1" in caplog.text
-        newest = pipeline_status.history(settings)[0]
+        newest = history(settings)[0]
         assert (newest["event"], newest["from"], newest["to"]) == ("probation", 2, 1)
         assert newest["mean_error_before"] > newest["mean_error_after"]
-        run = registry.runs("ModelMonitoring")[0]
-        stored = json.loads(registry._run_artifact(run.info.run_id, "probation.json") or b"")
+        run = runs_of(settings, "ModelMonitoring")[0]
+        stored = json.loads(registry.runs.artifact(run.info.run_id, "probation.json") or b"")
         assert (stored["against_version"], stored["promote"]) == (1, True)
         assert run.data.tags["pipeline_outcome"] == "rolled_back"
         assert len(list((home / "new_gts").glob("right*.csv"))) == BATCH
@@ -691,13 +704,13 @@ class TestProbation:
         settings = settings_of(home)
         run_orchestrator(settings)
         asked = []
-        ask = ModelRegistry.on_probation_against
+        ask = Production.on_probation_against
 
-        def count(registry: ModelRegistry, champion: Any) -> Any:
-            asked.append(ask(registry, champion))
+        def count(production: Production, champion: Any) -> Any:
+            asked.append(ask(production, champion))
             return asked[-1]
 
-        monkeypatch.setattr(ModelRegistry, "on_probation_against", count)
+        monkeypatch.setattr(Production, "on_probation_against", count)
         healthy = settings_of(home, threshold=1000)
         for seed in (3, 4):
             write_recordings(home / "new_gts", BATCH, "new", seed=seed, prefix=f"late{seed}")
@@ -711,7 +724,9 @@ class TestProbation:
         home, _ = misled
         settings = settings_of(home, threshold=1000)
         registry = registry_of(settings)
-        uri = registry._client.get_model_version_download_uri(settings.model_name, "1")
+        uri = registry.runs.connection.client.get_model_version_download_uri(
+            settings.model_name, "1"
+        )
         shutil.rmtree(uri.removeprefix("file://"))
         write_recordings(home / "new_gts", BATCH, "new", seed=3, prefix="right")
         assert run_orchestrator(settings).outcome is Outcome.HEALTHY
@@ -723,12 +738,12 @@ class TestProbation:
         """The history still names it."""
         home, _ = misled
         settings = settings_of(home, threshold=1000)
-        registry_of(settings)._client.delete_model_version(settings.model_name, "1")
+        client_of(settings).delete_model_version(settings.model_name, "1")
         write_recordings(home / "new_gts", BATCH, "new", seed=3, prefix="right")
         assert run_orchestrator(settings).outcome is Outcome.HEALTHY
         assert "version 2 has no probation: there is no version 1" in caplog.text
         with pytest.raises(PipelineError, match="there is no version 1"):
-            pipeline_recovery.rollback(settings, None)
+            rollback(settings, None)
 
     def test_a_predecessor_that_cannot_predict_any_more_is_only_a_warning(
         self,
@@ -739,17 +754,17 @@ class TestProbation:
     ) -> None:
         """Its code is another, and needs a column that is no longer read."""
         home, _ = misled
-        registry_load = ModelRegistry.load
+        load_verified = StoredModels.load
 
         class Predecessor:
             def predict(self, _rows: pd.DataFrame) -> Any:
                 raise PipelineError("version 1 needs the columns scores")
 
-        def load(registry: ModelRegistry, version: Any, module: Any) -> Any:
-            model = registry_load(registry, version, module)
+        def load(models: StoredModels, version: Any, module: Any) -> Any:
+            model = load_verified(models, version, module)
             return Predecessor() if version.number == 1 else model
 
-        monkeypatch.setattr(ModelRegistry, "load", load)
+        monkeypatch.setattr(StoredModels, "load", load)
         write_recordings(home / "new_gts", BATCH, "new", seed=3, prefix="right")
         assert run_orchestrator(settings_of(home, threshold=1000)).outcome is Outcome.HEALTHY
         assert "version 2 has no probation: version 1 needs the columns" in caplog.text
@@ -763,7 +778,7 @@ class TestProbation:
         settings = dataclasses.replace(settings, on_attention=command)
         write_recordings(home / "new_gts", BATCH, "old", seed=3, prefix="right")
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("cycle_pages.conclude", interrupt)
+            patch.setattr(Recorder, "concluded", interrupt)
             run_orchestrator(settings)
         assert told() == []
         run_orchestrator(settings)
@@ -811,7 +826,7 @@ class TestRegistryFailsClosed:
 
         fails("other model", settings_of(home, model_name="Other"))
         fails("unreachable", settings_of(home, tracking_uri="http://127.0.0.1:9"))
-        client = registry_of(settings)._client
+        client = client_of(settings)
         client.delete_registered_model_alias(settings.model_name, "production")
         fails("no alias", settings)
         client.set_registered_model_alias(settings.model_name, "production", "1")
@@ -876,10 +891,10 @@ class TestCommandLine:
 
     def test_a_second_start_is_told_to_wait(self, home: Path) -> None:
         """Status 75 while another process holds the lock."""
-        import gts_folder
-        from pipeline_settings import Settings
+        from retraining.files import exclusive_lock
+        from retraining.settings import Settings
 
-        with gts_folder.exclusive_lock(Settings(home=home), "a test"):
+        with exclusive_lock(Settings(home=home), "a test"):
             done = script("pipeline_orchestrator.py", home=home)
         assert done.returncode == 75
         assert done.stdout == ""
@@ -950,7 +965,7 @@ class TestCommandLine:
         details = json.loads(target.read_text())
         assert (details["event"], details["production"], details["replaced"]) == ("promotion", 2, 1)
         failing = settings_of(home, on_promotion="/bin/false")
-        assert "version 1" in pipeline_recovery.rollback(failing, None)
+        assert "version 1" in rollback(failing, None)
 
 
 def recorder(home: Path) -> tuple[str, Callable[[], list[dict[str, Any]]]]:
@@ -975,13 +990,13 @@ class TestNotifications:
         command, told = recorder(home)
         settings = settings_of(home, on_promotion=command)
         with monkeypatch.context() as patch, pytest.raises(SystemError):
-            patch.setattr("cycle_records.record_outcome", power_cut)
+            patch.setattr(Recorder, "concluded", power_cut)
             run_orchestrator(settings)
         assert told() == []
         assert run_orchestrator(settings).outcome is Outcome.WAITING
         (details,) = told()
         assert (details["event"], details["production"], details["replaced"]) == ("promotion", 2, 1)
-        (run,) = registry_of(settings).runs("ModelMonitoring")
+        (run,) = runs_of(settings, "ModelMonitoring")
         assert run.data.tags["pipeline_outcome"] == "promoted"
         run_orchestrator(settings)
         assert len(told()) == 1
@@ -990,8 +1005,8 @@ class TestNotifications:
         """As an EnvironmentFile may hold; quotes around nothing are only a warning."""
         for words in (" ", "''"):
             settings = settings_of(home, on_promotion=words, on_attention=words)
-            pipeline_recovery.rollback(settings, 1)
-            notifications.call_for_attention(settings, "failed", "all is well")
+            rollback(settings, 1)
+            notices.call_for_attention(settings, "failed", "all is well")
 
     def test_a_rejected_file_is_told_once(self, home: Path, settings_of: SettingsOf) -> None:
         """Not every night again, but again if it is rejected again."""
@@ -1002,7 +1017,7 @@ class TestNotifications:
             run_orchestrator(settings)
         (details,) = told()
         assert (details["event"], details["items"]) == ("attention", ["rejected: 'bad.csv'"])
-        pipeline_recovery.requeue(settings, [])
+        requeue(settings, [])
         run_orchestrator(settings)
         assert len(told()) == 2
 
@@ -1019,12 +1034,12 @@ class TestNotifications:
         assert (details["event"], details["exit_status"]) == ("failed", 1)
         assert "not those that were registered" in details["message"]
         model.write_bytes(whole)
-        overdue, failed = pipeline_status.status(settings, max_age_hours=1)["problems"]
+        overdue, failed = status(settings, max_age_hours=1)["problems"]
         assert overdue.startswith("overdue: no run ever came to its end")
         assert failed.startswith("failed: the last run")
         assert told()[1]["event"] == "overdue"
         run_orchestrator(settings)
-        assert pipeline_status.status(settings, max_age_hours=1)["problems"] == []
+        assert status(settings, max_age_hours=1)["problems"] == []
 
 
 def interrupt(*_: Any) -> None:
@@ -1054,7 +1069,7 @@ class TestRealServer:
         message = register_first_model.register_first_model(settings)
         assert message.startswith("registered version 1 as production")
         assert run_orchestrator(settings).outcome is Outcome.PROMOTED
-        assert registry_of(settings).production_number() == 2
+        assert registry_of(settings).production.number() == 2
         assert run_orchestrator(settings).outcome is Outcome.WAITING
         assert list((home / "mlflow_server/backend_db").iterdir()) == []
 

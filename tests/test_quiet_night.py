@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, make_home
 
-import gts_folder
+from retraining.files import waiting_names
 
 N_NAMES = 99_999
 COUNTING = """
@@ -84,4 +84,4 @@ def test_listing_is_as_fast_as_the_system_lists(full_home: Path) -> None:
             took.append(time.perf_counter() - began)
         return min(took)
 
-    assert best(gts_folder.waiting_names) < 20 * best(os.listdir)
+    assert best(waiting_names) < 20 * best(os.listdir)

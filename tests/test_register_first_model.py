@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,19 @@ import joblib
 import pytest
 from conftest import BATCH, OLD_SEASON_FILES, copy_home, make_home, script
 
-import model_registry
 import train_classification_model as training
-import version_lineage
-from cycle_records import Outcome
-from pipeline_orchestrator import run_orchestrator
-from pipeline_settings import PipelineError, Settings
+from pipeline_orchestrator import main, run_orchestrator
 from register_first_model import read_trusted_pickle, register_first_model
-from training_module import load_training_module
+from retraining.commands.reproduce import reproduce
+from retraining.commands.train_first import errors_path, train_first
+from retraining.errors import PipelineError
+from retraining.files import hash_file
+from retraining.outcome import Outcome
+from retraining.registry import Registry, open_registry
+from retraining.registry.facts import FIRST_RUN
+from retraining.registry.production import Production
+from retraining.settings import Settings
+from retraining.training import load_training_module
 
 SettingsOf = Callable[..., Any]
 PICKLE = "model/stem_classifier_postprocessing_v1.pkl"
@@ -46,6 +52,18 @@ def write_first_generation(home: Path) -> None:
     joblib.dump(forest, home / PICKLE)
 
 
+def run_of(registry: Registry) -> Any:
+    """Return the run of the production version."""
+    run_id = registry.production.champion().run_id
+    return registry.runs.connection.client.get_run(run_id)
+
+
+def described(registry: Registry) -> str:
+    """Return the description of version 1."""
+    connection = registry.versions.connection
+    return str(connection.client.get_model_version(connection.name, "1").description)
+
+
 class _RunsCode:
     """Writes a file when it is unpickled."""
 
@@ -66,12 +84,13 @@ class TestRegistration:
         settings = settings_of(unregistered)
         message = register_first_model(settings)
         assert message.startswith("registered version 1 as production: mean error 0.")
-        registry = model_registry.open_registry(settings)
-        champion = registry.champion()
+        registry = open_registry(settings)
+        champion = registry.production.champion()
         assert champion.number == 1
-        assert len(registry.manifest(champion).files) == OLD_SEASON_FILES
+        assert len(registry.versions.manifest(champion).files) == OLD_SEASON_FILES
         assert len(champion.tags["pickle_sha256"]) == 64
-        (run,) = registry.runs("Registering Initial Production Model")
+        run = run_of(registry)
+        assert run.info.run_name == FIRST_RUN == "Registering Initial Production Model"
         assert run.data.metrics["recordings"] == OLD_SEASON_FILES
         assert not (unregistered / ".pipeline_state.json").exists()
 
@@ -83,8 +102,8 @@ class TestRegistration:
         register_first_model(settings)
         assert register_first_model(settings).startswith("version 1 is production already")
         assert register_first_model(settings, force=True).startswith("registered version 2")
-        registry = model_registry.open_registry(settings)
-        assert (registry.production_number(), registry.previous_number()) == (2, 1)
+        production = open_registry(settings).production
+        assert (production.number(), production.previous_number()) == (2, 1)
 
     def test_a_first_generation_forest_is_wrapped(
         self, unregistered: Path, settings_of: SettingsOf, fast_training: None
@@ -93,8 +112,9 @@ class TestRegistration:
         write_first_generation(unregistered)
         settings = settings_of(unregistered)
         register_first_model(settings)
-        registry = model_registry.open_registry(settings)
-        model = registry.load(registry.champion(), load_training_module(settings))
+        registry = open_registry(settings)
+        champion = registry.production.champion()
+        model = registry.models.load(champion, load_training_module(settings))
         assert isinstance(model, training.DetectionVoteClassifier)
         assert run_orchestrator(settings).outcome is Outcome.PROMOTED
 
@@ -106,7 +126,7 @@ class TestRegistration:
         write_first_generation(unregistered)
         register_first_model(settings_of(unregistered))
         with pytest.raises(PipelineError, match="it is a DetectionVoteClassifier, its code trains"):
-            version_lineage.reproduce(settings_of(unregistered), 1)
+            reproduce(settings_of(unregistered), 1)
 
     @pytest.mark.slow
     def test_as_a_script(self, unregistered: Path) -> None:
@@ -119,6 +139,113 @@ class TestRegistration:
         assert f"stem_classifier_postprocessing_v1.pkl has SHA-256 {digest}" in first.stderr
         again = script("register_first_model.py", home=unregistered)
         assert (again.returncode, again.stdout[:10]) == (0, "version 1 ")
+
+
+class TestTheBaseline:
+    """What stands in the history is by a model that never saw the recording, or says so."""
+
+    def test_of_a_pickle_from_elsewhere(self, unregistered: Path, settings_of: SettingsOf) -> None:
+        """It was trained on them, and is no number of the history, nor of "no forgetting"."""
+        settings = settings_of(unregistered)
+        message = register_first_model(settings)
+        assert message.endswith(" % on used_gts/, trained on them")
+        registry = open_registry(settings)
+        champion = registry.production.champion()
+        (change,) = registry.production.changes()
+        assert change.why.startswith("first model stem_classifier_postprocessing_v1.pkl, 0.")
+        assert change.why.endswith(" % on used_gts/, trained on them")
+        assert (change.mean_error_before, change.mean_error_after) == (None, None)
+        assert described(registry).endswith(" % on used_gts/, trained on them")
+        of_champion = registry.versions.out_of_fold_errors(champion, load_training_module(settings))
+        assert of_champion == {}
+        assert registry.runs.trained_with(champion.run_id) is None
+
+    @pytest.mark.usefixtures("fast_training")
+    def test_of_a_pickle_of_our_own_training(
+        self, unregistered: Path, settings_of: SettingsOf
+    ) -> None:
+        """The pickle brings its out-of-fold errors along."""
+        settings = settings_of(unregistered)
+        _, trained, _ = train_first(settings, force=True)
+        message = register_first_model(settings)
+        assert message.endswith(", each recording scored by a model that never saw it")
+        self.check(settings, trained.out_of_fold["error"].to_dict())
+
+    @pytest.mark.usefixtures("fast_training")
+    def test_of_a_training_on_the_spot(self, unregistered: Path, settings_of: SettingsOf) -> None:
+        """No pickle in between; the later "no forgetting" and `reproduce` know it all."""
+        settings = settings_of(unregistered)
+        (unregistered / PICKLE).unlink()
+        message = register_first_model(settings, train=True)
+        assert message.startswith("registered version 1 as production: mean error ")
+        assert message.endswith(
+            " % on used_gts/, each recording scored by a model that never saw it"
+        )
+        assert not (unregistered / PICKLE).exists()
+        trained = train_first(settings)[1]
+        self.check(settings, trained.out_of_fold["error"].to_dict())
+
+    def check(self, settings: Settings, expected: dict[Any, float]) -> None:
+        """Compare what the registry keeps with errors by name."""
+        registry = open_registry(settings)
+        champion, loaded = registry.production.champion(), load_training_module(settings)
+        hashes = {path.name: hash_file(path) for path in settings.used_gts.iterdir()}
+        by_hash = {hashes[name]: error for name, error in expected.items()}
+        assert registry.versions.out_of_fold_errors(champion, loaded) == by_hash
+        (change,) = registry.production.changes()
+        mean = sum(expected.values()) / len(expected)
+        assert change.mean_error_after == pytest.approx(mean)
+        assert change.why.endswith(", each recording scored by a model that never saw it")
+        assert described(registry).endswith(", each recording scored by a model that never saw it")
+        assert run_of(registry).data.metrics["mean_error"] == pytest.approx(mean)
+        assert registry.runs.trained_with(champion.run_id) == {"n_folds": 3, "random_state": 42}
+
+    @pytest.mark.usefixtures("fast_training")
+    def test_other_recordings_than_it_learnt(
+        self, unregistered: Path, settings_of: SettingsOf
+    ) -> None:
+        """Its errors are of others: it is scored on those in used_gts/, and that is said."""
+        settings = settings_of(unregistered)
+        train_first(settings, force=True)
+        next((unregistered / "used_gts").iterdir()).unlink()
+        assert register_first_model(settings).endswith(" % on used_gts/, trained on them")
+
+    @pytest.mark.usefixtures("fast_training")
+    def test_other_code_than_trained_it(self, unregistered: Path, settings_of: SettingsOf) -> None:
+        """The errors are those of the pickle; nobody promises that today's code makes it again."""
+        settings = settings_of(unregistered)
+        train_first(settings, force=True)
+        path = errors_path(unregistered / PICKLE)
+        path.write_text(path.read_text().replace(load_training_module(settings).code_sha256, "old"))
+        assert register_first_model(settings).endswith("by a model that never saw it")
+        registry = open_registry(settings)
+        assert registry.runs.trained_with(registry.production.champion().run_id) is None
+
+    @pytest.mark.slow
+    def test_what_was_trained_on_the_spot_is_reproduced(
+        self, unregistered: Path, settings_of: SettingsOf, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """With its folds and its seed, whatever the settings are now."""
+        register_first_model(settings_of(unregistered, random_state=7), train=True)
+        words = ["--home", str(unregistered), "--json"]
+        assert main(["reproduce", "1", *words]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["identical"], found["recorded"], found["random_state"]) == (True, True, 7)
+
+    def test_too_few_recordings_to_train_on(
+        self, unregistered: Path, settings_of: SettingsOf
+    ) -> None:
+        """One line, and no store."""
+        settings = settings_of(unregistered, n_folds=OLD_SEASON_FILES + 1)
+        with pytest.raises(PipelineError, match="used_gts holds 6 recordings; 7 folds need at l"):
+            register_first_model(settings, train=True)
+        assert not settings.database.exists()
+
+    def test_production_is_left_alone(self, home: Path, settings_of: SettingsOf) -> None:
+        """Without --force nothing is even trained."""
+        settings = settings_of(home, n_folds=100)
+        said = register_first_model(settings, train=True)
+        assert said.startswith("version 1 is production already; nothing changed")
 
 
 class TestWhatIsRefused:
@@ -146,8 +273,7 @@ class TestWhatIsRefused:
         settings = settings_of(unregistered)
         with pytest.raises(PipelineError, match=text):
             register_first_model(settings)
-        if settings.database.exists():
-            assert model_registry.open_registry(settings).production_number() is None
+        assert not settings.database.exists()
         for name in ("used_gts", "model"):
             shutil.rmtree(unregistered / name)
             shutil.copytree(whole / name, unregistered / name)
@@ -169,13 +295,13 @@ class TestWhatIsRefused:
         """A version without alias from a dead registration does not stay."""
         settings = settings_of(unregistered)
         with monkeypatch.context() as patch:
-            patch.setattr(model_registry.ModelRegistry, "promote", _die)
+            patch.setattr(Production, "move_to", _die)
             with pytest.raises(KeyboardInterrupt):
                 register_first_model(settings)
         register_first_model(settings)
-        registry = model_registry.open_registry(settings)
-        versions = registry._client.search_model_versions(f"name = '{settings.model_name}'")
-        assert [int(one.version) for one in versions] == [registry.production_number()]
+        registry = open_registry(settings)
+        versions = registry.versions.all()
+        assert [one.number for one in versions] == [registry.production.number()]
 
 
 def _die(*_: Any, **__: Any) -> None:
@@ -195,7 +321,7 @@ def _link_elsewhere(path: Path) -> None:
 def test_the_template_is_a_whole_home(registered_template: Path, tmp_path: Path) -> None:
     """Copies of the template find their own files, not the template's."""
     home = copy_home(registered_template, tmp_path / "copy")
-    registry = model_registry.open_registry(Settings(home=home))
-    uri = registry._client.get_model_version_download_uri(registry._name, "1")
+    connection = open_registry(Settings(home=home)).versions.connection
+    uri = connection.client.get_model_version_download_uri(connection.name, "1")
     assert uri.removeprefix("file://").startswith(str(home))
     assert len(list((home / "new_gts").glob("*.csv"))) == BATCH

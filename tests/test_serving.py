@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -34,12 +35,13 @@ from conftest import (
 )
 from sample_gts import make_recording, write_recordings
 from test_docs import FOLDER, SERVING, blocks, shell_lines
-from test_docs import README as README_TEXT
 
-import model_registry
 import train_classification_model as training
-from pipeline_settings import Settings
-from training_module import load_training_module
+from retraining.cross_validation import Resources, train
+from retraining.registry import Registry, open_registry
+from retraining.registry.facts import RETRAINING_RUN, TAG_CYCLE, Manifest
+from retraining.settings import Settings
+from retraining.training import load_training_module
 
 pytestmark = pytest.mark.slow
 
@@ -104,16 +106,18 @@ def running(
 
 def production(home: Path) -> Any:
     """Return the model in production, loaded as the pipeline does."""
-    registry = model_registry.open_registry(Settings(home=home))
-    return registry.load(registry.champion(), load_training_module(Settings(home=home)))
+    registry = open_registry(Settings(home=home))
+    champion = registry.production.champion()
+    return registry.models.load(champion, load_training_module(Settings(home=home)))
 
 
 @pytest.fixture(scope="module")
 def served(registered_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Serve a home by the lines of the README."""
+    """Serve a home by the lines of docs/serving.md."""
     folder = tmp_path_factory.mktemp("serving")
     home, port = copy_home(registered_template, folder / "home"), free_port()
-    start = [line for line in shell_lines(README_TEXT) if line.startswith(("export", "mlflow"))]
+    words = ("export", "mlflow models serve")
+    start = [line for line in shell_lines(SERVING) if line.startswith(words)]
     text = "\n".join(start).replace(f"{FOLDER}/.venv/bin", str(PROGRAMS))
     text = text.replace(FOLDER, str(home)).replace(PORT, str(port))
     address = f"http://127.0.0.1:{port}"
@@ -218,7 +222,7 @@ class TestAnswers:
 
     def test_real_recordings_are_answered(self, served: Served, shared_folder: Path) -> None:
         """The bytes of the file, damaged header included."""
-        for path in training.recording_paths(shared_folder / "gts"):
+        for path in sorted((shared_folder / "gts").glob("*.csv")):
             content = path.read_bytes()
             rows = pd.read_csv(io.BytesIO(content)).dropna(how="all")
             whole = content if len(rows) == content.count(b"\n") - 1 else as_csv(rows)
@@ -441,13 +445,13 @@ class TestCommandLine:
 
 
 class TestDocuments:
-    """The lines, the unit and the programs of README and docs/serving.md."""
+    """The lines, the unit and the programs of docs/serving.md."""
 
     def test_the_curl_line_is_answered(self, served: Served, tmp_path: Path) -> None:
         """A file as it is."""
         if shutil.which("curl") is None:
             pytest.skip("no curl on this machine")
-        (line,) = [one for one in shell_lines(README_TEXT) if one.startswith("curl")]
+        (line,) = [one for one in shell_lines(SERVING) if one.startswith("curl")]
         (tmp_path / "recording.csv").write_bytes(as_csv(ROWS))
         done = subprocess.run(
             shlex.split(line.replace(f"http://127.0.0.1:{PORT}", served.address)),
@@ -482,7 +486,7 @@ class TestDocuments:
         assert 0 < stems < 14
         verdicts = subprocess.run(
             [
-                *(sys.executable, str(ROOT / "train_classification_model.py"), "predict"),
+                *(sys.executable, str(ROOT / "pipeline_orchestrator.py"), "predict"),
                 *("recording.csv", "--home", str(served.home)),
             ],
             cwd=tmp_path,
@@ -533,14 +537,15 @@ class TestDocuments:
             assert done.stderr.startswith(f"error: {name}: ")
             assert done.stderr.count("\n") == 1
 
-    def test_the_unit_starts_what_the_readme_starts(self) -> None:
+    def test_the_unit_starts_what_the_shell_starts(self) -> None:
         """With the same store and PATH; restarted by the crontab's line."""
         (service,) = blocks(SERVING, "ini")
-        (start,) = [one for one in shell_lines(README_TEXT) if one.startswith("mlflow models")]
+        lines = shell_lines(SERVING)
+        (start,) = [one for one in lines if one.startswith("mlflow models serve")]
         units = configparser.ConfigParser(interpolation=None, strict=False)
         units.read_string(service)
         assert units["Service"]["ExecStart"] == f"{FOLDER}/.venv/bin/{start}"
-        (store,) = [one for one in shell_lines(README_TEXT) if "MLFLOW_TRACKING_URI=" in one]
+        (store,) = [one for one in lines if "MLFLOW_TRACKING_URI=" in one]
         assert f"Environment={store.removeprefix('export ')}\n" in service
         assert f"Environment=PATH={FOLDER}/.venv/bin:" in service
         (hook,) = blocks(SERVING, "crontab")
@@ -552,8 +557,8 @@ class TestDocuments:
         home, port = copy_home(registered_template, tmp_path / "home"), free_port()
         (line,) = [one for one in shell_lines(SERVING) if "serve_production.py" in one]
         script, model, *_ = shlex.split(line)[1:]
-        registry = model_registry.open_registry(Settings(home=home))
-        old = production(home)
+        registry = open_registry(Settings(home=home))
+        client, old = registry.runs.connection.client, production(home)
         new, number = register_a_version_of_the_new_season(home, registry)
         rows = make_recording(5, "new", 20).drop(columns="ground_truth")
         assert old.predict(rows).tolist() != new.predict(rows).tolist()
@@ -562,9 +567,9 @@ class TestDocuments:
         with running(words, environment(home), log) as process:
             server = Served(address, home, old)
             assert answer_in_time(server, rows, old) == old.predict(rows).tolist()
-            registry._client.set_registered_model_alias(MODEL, "production", number)
+            client.set_registered_model_alias(MODEL, "production", number)
             assert answer_in_time(server, rows, new) == new.predict(rows).tolist()
-            registry._client.set_registered_model_alias(MODEL, "production", "1")
+            client.set_registered_model_alias(MODEL, "production", "1")
             assert answer_in_time(server, rows, old) == old.predict(rows).tolist()
             for _ in range(1000):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -579,31 +584,20 @@ class TestDocuments:
         raise AssertionError("the server outlived the program that started it")
 
 
-def register_a_version_of_the_new_season(home: Path, registry: Any) -> tuple[Any, str]:
+def register_a_version_of_the_new_season(home: Path, registry: Registry) -> tuple[Any, str]:
     """Register a second version, without the alias; return its model and its number."""
-    import cycle_records
-
-    recordings = {
-        path.name: training.read_ground_truth(path)
-        for path in write_recordings(home / "more", 4, "new", seed=9)
-    }
-    rows = pd.concat(recordings.values(), ignore_index=True)
-    model = training.StemClassifier(make_fast_classifier()).fit(rows, rows["ground_truth"])
     module = load_training_module(Settings(home=home))
-    manifest = cycle_records.training_manifest(
-        dict.fromkeys(recordings, "0" * 64), {name: len(one) for name, one in recordings.items()}
-    )
-    tags = {model_registry.TAG_CYCLE: "second"}
-    with registry.run(model_registry.RETRAINING_RUN, tags) as run_id:
-        version = registry.register(
-            model,
-            run_id=run_id,
-            input_example=rows[module.columns_of(rows)].head(5),
-            training=module,
-            manifest=manifest,
-            tags=tags,
+    paths = write_recordings(home / "more", 4, "new", seed=9)
+    resources = Resources(n_jobs=1)
+    with mock.patch.object(training, "make_classifier", make_fast_classifier):
+        trained, _ = train(module, paths, n_folds=2, random_state=42, resources=resources)
+    manifest = Manifest.of(dict.fromkeys(trained.row_counts, "0" * 64), trained.row_counts)
+    tags = {TAG_CYCLE: "second"}
+    with registry.runs.open(RETRAINING_RUN, tags) as run_id:
+        version = registry.versions.register(
+            trained, run_id=run_id, training=module, manifest=manifest, tags=tags
         )
-    return model, str(version.number)
+    return trained.model, str(version.number)
 
 
 def answer_in_time(server: Served, rows: pd.DataFrame, model: Any) -> list[bool]:

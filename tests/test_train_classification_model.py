@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,10 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 
+from retraining.cross_validation import Resources, train
+from retraining.errors import PipelineError
+from retraining.settings import Settings
+from retraining.training import TrainedModel, load_training_module
 from train_classification_model import (
     DETECTION_FEATURES,
     GROUND_TRUTH_COLUMNS,
@@ -41,10 +46,7 @@ from train_classification_model import (
     parse_ground_truth,
     possible_values,
     read_ground_truth,
-    recording_paths,
     track_features,
-    train_classification_model,
-    write_first_model,
 )
 
 HEADER = "object_id,centroids_x,centroids_y,aspect_ratio,area,frames,scores,counted,ground_truth"
@@ -98,7 +100,7 @@ def recording(seed: int, file: str, n_tracks: int = 12, season: str = "old") -> 
 @pytest.fixture(scope="module")
 def real_recordings(shared_folder: Path) -> list[Path]:
     """Give the paths of the real recordings, or skip."""
-    return recording_paths(shared_folder / "gts")
+    return sorted((shared_folder / "gts").glob("*.csv"))
 
 
 @pytest.fixture(scope="module")
@@ -303,14 +305,6 @@ class TestReadGroundTruth:
         values = np.array([0.5, 7.0])
         assert np.array_equal(possible_values(values, "scores"), [0.5, np.nan], equal_nan=True)
         assert values.tolist() == [0.5, 7.0]
-
-    def test_recordings_of_a_folder_are_its_visible_csv_files_in_order(
-        self, tmp_path: Path
-    ) -> None:
-        """Case of the suffix does not matter; hidden files and others are left out."""
-        for name in ("b.csv", "A.CSV", ".hidden.csv", "notes.txt", "c.csv.part"):
-            (tmp_path / name).write_text("")
-        assert [path.name for path in recording_paths(tmp_path)] == ["A.CSV", "b.csv"]
 
     def test_a_file_that_vanished_is_not_called_invalid(self, tmp_path: Path) -> None:
         """Its author cannot mend it: the system's own error goes up."""
@@ -1312,13 +1306,25 @@ def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def trained_on(folder: Path, n_folds: int = 5, n_jobs: int = 1, seed: int = 42) -> TrainedModel:
+    """Train on every recording of a folder, through the pipeline."""
+    trained, _ = train(
+        load_training_module(Settings()),
+        sorted(folder.glob("*.csv")),
+        n_folds=n_folds,
+        random_state=seed,
+        resources=Resources(n_jobs=n_jobs),
+    )
+    return trained
+
+
 class TestTraining:
     """One model of all recordings, and an honest error of each."""
 
     @pytest.mark.usefixtures("fast_training")
     def test_the_result_describes_every_recording(self, sample_folder: Path) -> None:
         """Counts from the files themselves; the mean is the mean of the column."""
-        result = train_classification_model(sample_folder, n_folds=3, n_jobs=1)
+        result = trained_on(sample_folder, n_folds=3)
         names = [f"recording_{number:02d}.csv" for number in range(1, 7)]
         tables = {name: pd.read_csv(sample_folder / name) for name in names}
         stems = [
@@ -1329,7 +1335,7 @@ class TestTraining:
         assert result.in_sample["true_count"].tolist() == stems
         differences = (result.out_of_fold["predicted_count"] - stems).abs()
         expected = [100 * d / s for d, s in zip(differences, stems, strict=True)]
-        assert result.out_of_fold["error_percent"].tolist() == pytest.approx(expected)
+        assert result.out_of_fold["error"].tolist() == pytest.approx(expected)
         assert result.mean_error == pytest.approx(sum(expected) / 6)
         assert result.mean_error < 25
         assert result.row_counts == {name: len(rows) for name, rows in tables.items()}
@@ -1340,10 +1346,11 @@ class TestTraining:
         self, sample_folder: Path
     ) -> None:
         """It predicts raw rows, and its example is such rows."""
-        result = train_classification_model(sample_folder, n_folds=3, n_jobs=1)
-        rows = pd.concat([read_ground_truth(path) for path in recording_paths(sample_folder)])
+        result = trained_on(sample_folder, n_folds=3)
+        rows = pd.concat([read_ground_truth(path) for path in sorted(sample_folder.iterdir())])
+        errors = count_errors(rows, result.model.predict(rows))
         pd.testing.assert_frame_equal(
-            count_errors(rows, result.model.predict(rows)), result.in_sample
+            errors.rename(columns={"error_percent": "error"}), result.in_sample
         )
         assert result.input_example.columns.tolist() == [*HEADER.split(",")[:8], "file"]
         assert result.model.predict(result.input_example).shape == (10,)
@@ -1358,8 +1365,8 @@ class TestTraining:
         path = folder / "recording_02.csv"
         rows = pd.read_csv(path)
         rows.assign(ground_truth=~rows["ground_truth"]).to_csv(path, index=False)
-        before = train_classification_model(sample_folder, n_folds=3, n_jobs=1)
-        after = train_classification_model(folder, n_folds=3, n_jobs=1)
+        before = trained_on(sample_folder, n_folds=3)
+        after = trained_on(folder, n_folds=3)
 
         def predicted(errors: pd.DataFrame) -> int:
             return int(errors["predicted_count"].to_dict()[path.name])
@@ -1370,9 +1377,7 @@ class TestTraining:
 
     def test_the_number_of_processes_does_not_change_the_result(self, sample_folder: Path) -> None:
         """With the default classifier, in this process and in two others."""
-        alone, spread = (
-            train_classification_model(sample_folder, n_folds=2, n_jobs=n_jobs) for n_jobs in (1, 2)
-        )
+        alone, spread = (trained_on(sample_folder, n_folds=2, n_jobs=n_jobs) for n_jobs in (1, 2))
         pd.testing.assert_frame_equal(alone.out_of_fold, spread.out_of_fold)
         pd.testing.assert_frame_equal(alone.in_sample, spread.in_sample)
         rows = recording(77, "new.csv")
@@ -1384,7 +1389,7 @@ class TestTraining:
         write_recordings(tmp_path, 2)
         for name in ("x.csv", "y.csv"):
             make_recording(9, n_tracks=3).assign(counted=False).to_csv(tmp_path / name, index=False)
-        result = train_classification_model(tmp_path, n_folds=4, n_jobs=1)
+        result = trained_on(tmp_path, n_folds=4)
         assert result.out_of_fold.loc[["x.csv", "y.csv"]].to_numpy().tolist() == [[0, 0, 0]] * 2
 
     @pytest.mark.usefixtures("fast_training")
@@ -1394,16 +1399,16 @@ class TestTraining:
         rows = pd.read_csv(paths[1])
         rows.loc[3:7, "scores"] = 3.0
         rows.to_csv(paths[1], index=False)
-        result = train_classification_model(tmp_path, n_folds=2, n_jobs=1)
+        result = trained_on(tmp_path, n_folds=2)
         note = f"scores: 5 of {len(rows)} values missing or impossible"
         assert result.data_quality == {"recording_02.csv": note}
 
     @pytest.mark.parametrize(
         ("count", "n_folds", "message"),
         [
-            (0, 5, "holds 0 recordings; 5 folds need at least 5"),
-            (4, 5, "holds 4 recordings; 5 folds need at least 5"),
-            (1, 1, "holds 1 recordings; 1 folds need at least 2"),
+            (0, 5, "there are 0 recordings; 5 folds need at least 5"),
+            (4, 5, "there are 4 recordings; 5 folds need at least 5"),
+            (1, 1, "there are 1 recordings; 1 folds need at least 2"),
         ],
     )
     def test_too_few_recordings_are_refused(
@@ -1412,23 +1417,23 @@ class TestTraining:
         """Before any of them is read."""
         for number in range(count):
             (tmp_path / f"{number}.csv").write_text("not read")
-        with pytest.raises(TrainingError, match=message):
-            train_classification_model(tmp_path, n_folds=n_folds)
+        with pytest.raises(PipelineError, match=message):
+            trained_on(tmp_path, n_folds=n_folds)
 
     def test_recordings_with_one_kind_of_label_are_refused(self, tmp_path: Path) -> None:
         """Nothing can be learnt from stems alone."""
         for number in range(2):
             rows = make_recording(number, n_tracks=3).assign(ground_truth=True)
             rows.to_csv(tmp_path / f"{number}.csv", index=False)
-        with pytest.raises(TrainingError, match="have the same label"):
-            train_classification_model(tmp_path, n_folds=2, n_jobs=1)
+        with pytest.raises(PipelineError, match="have the same label"):
+            trained_on(tmp_path, n_folds=2)
 
     def test_an_invalid_recording_stops_training_by_name(self, tmp_path: Path) -> None:
         """No recording is left out without a word."""
         write_recordings(tmp_path, 2)
         (tmp_path / "bad.csv").write_text(with_cell("ground_truth", "maybe"))
-        with pytest.raises(InvalidGroundTruth, match=r"bad\.csv: line 3, column ground_truth"):
-            train_classification_model(tmp_path, n_folds=2)
+        with pytest.raises(PipelineError, match=r"bad\.csv: line 3, column ground_truth"):
+            trained_on(tmp_path, n_folds=2)
 
 
 @pytest.fixture(scope="module")
@@ -1475,7 +1480,8 @@ class TestCommandLine:
         model = joblib.load(pickle)
         assert type(model) is StemClassifier
         assert model.predict(recording(9, "new.csv")).any()
-        assert [path.name for path in pickle.parent.iterdir()] == [pickle.name]
+        beside = [path.name for path in pickle.parent.iterdir() if path != pickle]
+        assert beside == [f"{pickle.name}.out_of_fold.json"]
 
     def test_an_existing_model_is_not_replaced(self, trained_home: Path, pickle: Path) -> None:
         """Exit status 1, one line that names the way out, the same bytes."""
@@ -1511,7 +1517,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            pytest.param("", "error: 0.csv: is empty", id="invalid file"),
+            pytest.param("", "error: cannot train: 0.csv: is empty", id="invalid file"),
             pytest.param(None, "error: {folder} holds 0 recordings", id="too few"),
         ],
     )
@@ -1542,21 +1548,50 @@ class TestCommandLine:
         assert "train_classification_model.py --help" in error
         assert error.count("\n") == 1
 
+    @pytest.mark.usefixtures("fast_training")
     def test_a_write_that_fails_leaves_the_old_model(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitted: StemClassifier
+        self,
+        tmp_path: Path,
+        sample_folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         """A full disk: neither half a pickle nor a temporary file."""
-        target = tmp_path / "model.pkl"
+        target = tmp_path / "model" / "stem_classifier_postprocessing_v1.pkl"
+        target.parent.mkdir()
         target.write_text("old")
 
         def fail(descriptor: int) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match="No space left"):
-            write_first_model(fitted, target)
-        assert [path.name for path in tmp_path.iterdir()] == ["model.pkl"]
+        assert main(["--home", str(tmp_path), "--force", str(sample_folder)]) == 1
+        assert "No space left" in capsys.readouterr().err
+        assert [path.name for path in target.parent.iterdir()] == [target.name]
         assert target.read_text() == "old"
+
+    @pytest.mark.usefixtures("fast_training")
+    def test_the_mean_is_the_last_word_and_json_has_the_table(
+        self, tmp_path: Path, sample_folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """For programs: the error of each recording and their mean."""
+        words = [
+            "--home",
+            str(tmp_path),
+            "--json",
+            "--n-jobs",
+            "1",
+            "--n-folds",
+            "3",
+            "--random-state",
+            "7",
+        ]
+        assert main([*words, str(sample_folder)]) == 0
+        document = json.loads(capsys.readouterr().out)
+        expected = trained_on(sample_folder, n_folds=3, seed=7)
+        assert document["mean_error"] == expected.mean_error
+        errors = {one["file"]: one["error"] for one in document["by_recording"]}
+        assert errors == expected.out_of_fold["error"].to_dict()
 
 
 @pytest.mark.slow
@@ -1566,9 +1601,7 @@ class TestAccuracy:
     def test_the_held_out_error_is_small(self, real_recordings: list[Path]) -> None:
         """Mean over seeds 0-2 of the error of recordings that the model never saw."""
         folder = real_recordings[0].parent
-        errors = [
-            train_classification_model(folder, random_state=seed).mean_error for seed in range(3)
-        ]
+        errors = [trained_on(folder, n_jobs=-1, seed=seed).mean_error for seed in range(3)]
         mean = float(np.mean(errors))
         print(f"\nheld-out mean error {mean:.2f} % ({', '.join(f'{e:.2f}' for e in errors)})")
         assert mean <= 5.5

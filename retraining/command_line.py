@@ -1,0 +1,304 @@
+"""How every script starts and ends: its commands, flags, log and exit status.
+
+Flags are made from the fields of `Settings`. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from retraining.errors import (
+    EXIT_ERROR,
+    EXIT_STATUSES,
+    EXIT_USAGE,
+    LOG_TIME,
+    PipelineError,
+    StoppedBySignal,
+    UsageError,
+    stop_request,
+)
+from retraining.registry.store import as_pipeline_error
+from retraining.settings import (
+    BOOLEAN_WORDS,
+    JSON_SCHEMA_VERSION,
+    Settings,
+    environment_variable,
+    flag,
+)
+from retraining.text import printable
+
+logger = logging.getLogger("pipeline")
+
+
+# --- Flags ---
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaints fit on one line of a mail."""
+
+    def error(self, message: str) -> NoReturn:
+        """Write the complaint and end with status 2."""
+        text = printable(_on_one_line(message))
+        self.exit(EXIT_USAGE, f"error: {text}; {self.prog} --help lists what there is\n")
+
+
+def _on_one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def add_settings(parser: argparse.ArgumentParser, only: tuple[str, ...] = ()) -> None:
+    """Add a flag for each setting, or only for those named, in a group of their own."""
+    group = parser.add_argument_group("settings (command line over environment over default)")
+    for field in dataclasses.fields(Settings):
+        if only and field.name not in only:
+            continue
+        text = field.metadata["help"].replace("%", "%%")
+        if field.metadata["kind"] is bool:
+            group.add_argument(
+                flag(field),
+                action="store_const",
+                const="true",
+                help=f"{text} ({environment_variable(field)})",
+            )
+            continue
+        unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
+        group.add_argument(
+            flag(field),
+            metavar=field.name.split("_")[-1].upper(),
+            default=None,
+            help=f"{text}{unit} ({environment_variable(field)}{_default_text(field)})",
+        )
+
+
+def _default_text(field: dataclasses.Field[Any]) -> str:
+    if field.name == "home" or field.default == "":
+        return ""
+    return "; the module's" if field.default is None else f"; {field.default}"
+
+
+def read_settings(
+    options: argparse.Namespace, environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Build the settings from parsed options, the environment and the defaults.
+
+    Parameters
+    ----------
+    options
+        What a parser with `add_settings` returned.
+    environment
+        `os.environ` by default.
+
+    Raises
+    ------
+    UsageError
+        If a value has the wrong type or is outside its range.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for field in dataclasses.fields(Settings):
+        text, source = getattr(options, field.name, None), flag(field)
+        if text is None:
+            text, source = environment.get(environment_variable(field)), environment_variable(field)
+        if text is not None and text != "":
+            values[field.name] = _converted(field, text, source)
+            sources[flag(field)] = source
+    try:
+        return Settings(**values)
+    except UsageError as error:
+        # It names the flag; whoever set the variable looks for that.
+        name, _, rest = str(error).partition(" ")
+        raise UsageError(f"{sources.get(name, name)} {rest}") from error
+
+
+def _converted(field: dataclasses.Field[Any], text: str, source: str) -> Any:
+    if field.name == "home":
+        return _absolute(text, source)
+    kind: Any = field.metadata["kind"]
+    if kind is bool:
+        if text.lower() not in BOOLEAN_WORDS:
+            raise UsageError(f"{source} {text!r}: must be true or false")
+        return BOOLEAN_WORDS[text.lower()]
+    try:
+        return kind(text)
+    except ValueError as error:
+        what = {int: "an integer", float: "a number"}[kind]
+        raise UsageError(f"{source} {text!r}: must be {what}") from error
+
+
+def _absolute(text: str, source: str) -> Path:
+    try:
+        return Path(text).expanduser().resolve()
+    except RuntimeError as error:  # no such user, or links in a circle
+        raise UsageError(f"{source} {text!r}: must be a folder: {error}") from error
+
+
+# --- Commands ---
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word of the command line, and what it stands for.
+
+    Parameters
+    ----------
+    help
+        What it does, in a few words.
+    add_flags
+        Adds flags of its own to those of the settings.
+    work
+        Does it, and returns the exit status.
+    """
+
+    name: str
+    help: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    work: Callable[[Settings, argparse.Namespace], int]
+
+
+def no_flags(_parser: argparse.ArgumentParser) -> None:
+    """Add none: for a command that has the settings only."""
+
+
+def main(
+    commands: Sequence[Command], arguments: Sequence[str] | None, prog: str, description: str
+) -> int:
+    """Run the command that the first word names, without one the first; return the exit status.
+
+    Parameters
+    ----------
+    arguments
+        Words without the program's name; None for those of this process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    named = {command.name: command for command in commands}
+    if not words or words[0] not in (*named, "-h", "--help"):
+        words.insert(0, commands[0].name)
+    options = _parser(commands, words[0], prog, description).parse_args(words)
+    command = named[options.command]
+    return run_command(lambda settings: command.work(settings, options), options)
+
+
+def _parser(
+    commands: Sequence[Command], chosen: str, prog: str, description: str
+) -> argparse.ArgumentParser:
+    statuses = (f"{status}: {meaning}" for status, meaning in EXIT_STATUSES.items())
+    parser = OneLineParser(
+        prog=prog, description=description, epilog=f"exit status: {'; '.join(statuses)}"
+    )
+    words = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for command in commands:
+        of_command = words.add_parser(command.name, help=command.help, description=command.help)
+        if command.name == chosen:  # those of the others would cost a quiet night a few ms
+            add_settings(of_command)
+            command.add_flags(of_command)
+    return parser
+
+
+def run_command(work: Callable[[Settings], int], options: argparse.Namespace) -> int:
+    """Do the work with its settings and return the exit status.
+
+    Parameters
+    ----------
+    options
+        What a parser with `add_settings` returned.
+    """
+    start_logging(quiet=getattr(options, "quiet", False))
+    settings = None
+    try:
+        settings = read_settings(options)
+        stop_request.listen()
+        return work(settings)
+    except PipelineError as error:
+        return _fail(error)
+    except Exception as error:
+        return _fail_unexpectedly(error, settings)
+
+
+def _fail(error: PipelineError) -> int:
+    """Write an expected failure as one line and return its exit status."""
+    sys.stderr.write(f"error: {printable(_on_one_line(str(error)))}\n")
+    return error.exit_status
+
+
+def _fail_unexpectedly(error: Exception, settings: Settings | None) -> int:
+    """Say in one line what went wrong outside our code; a bug of ours keeps its traceback."""
+    try:
+        stop_request.obey()
+    except StoppedBySignal as stopped:
+        return _fail(stopped)
+    known = as_pipeline_error(error, settings) if settings else None
+    if known is not None:
+        return _fail(known)
+    logger.error("unexpected failure, please report it", exc_info=error)
+    return EXIT_ERROR
+
+
+# --- What is said ---
+
+COLOURS = {"good": "32", "look": "33"}
+"""Tone of an outcome -> green or yellow, as terminals number them."""
+
+
+class _PrintableLines(logging.Formatter):
+    """Writes each message on one line, harmless whatever stood in it; tracebacks keep theirs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line of a message."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Return the lines of a traceback."""
+        return "\n".join(printable(line) for line in super().formatException(ei).splitlines())
+
+
+def start_logging(*, quiet: bool) -> None:
+    """Send dated lines to standard error; only warnings and errors if quiet."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableLines("%(asctime)s %(levelname)s %(message)s", LOG_TIME))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def print_result(
+    message: str | Sequence[str], facts: Mapping[str, Any], *, as_json: bool, tone: str = ""
+) -> None:
+    """Print what a command found: lines for people, or one JSON document for programs.
+
+    Parameters
+    ----------
+    message
+        One line, or several.
+    facts
+        The document.
+    as_json
+        Which of them.
+    tone
+        A key of `COLOURS`: on a terminal the first words, up to the colon, have it.
+    """
+    lines = [message] if isinstance(message, str) else message
+    text = "\n".join(printable(line) for line in lines)
+    if as_json:
+        text = json.dumps({"schema_version": JSON_SCHEMA_VERSION, **facts})
+    else:
+        text = _coloured(text, tone, sys.stdout)
+    encoding = sys.stdout.encoding or "utf-8"  # a terminal may be Latin
+    sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding) + "\n")
+
+
+def _coloured(message: str, tone: str, stream: TextIO) -> str:
+    """Colour the first words for a person at a terminal; https://no-color.org switches it off."""
+    head, colon, rest = message.partition(":")
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    if tone not in COLOURS or not colon or plain or not stream.isatty():
+        return message
+    return f"\x1b[1;{COLOURS[tone]}m{head}{colon}\x1b[0m{rest}"

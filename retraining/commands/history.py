@@ -1,0 +1,132 @@
+"""`history`: every change of production, or which version was production at a time."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retraining.command_line import Command, print_result
+from retraining.errors import EXIT_DONE, UsageError
+from retraining.registry import open_registry
+from retraining.registry.facts import Change
+from retraining.settings import Settings, check_home
+from retraining.text import as_local_time, error_text
+
+UNRECORDED = "unrecorded"
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--at", metavar="TIME", help="which version was production then, such as 2026-05-01T12:00"
+    )
+
+
+def _work(settings: Settings, options: argparse.Namespace) -> int:
+    changes = history(settings)
+    if options.at is None:
+        lines, facts = [change_line(one) for one in changes], {"changes": changes}
+    else:
+        lines, facts = _answer(changes, options.at)
+    print_result(lines, facts, as_json=options.json)
+    return EXIT_DONE
+
+
+def history(settings: Settings) -> list[dict[str, Any]]:
+    """Return every change of production, the newest first.
+
+    Notes
+    -----
+    If somebody moved the alias by hand, the newest entry says so, without a time.
+    """
+    check_home(settings)
+    registry = open_registry(settings)
+    changes = [_facts(one) for one in registry.production.changes()]
+    production = registry.production.number()
+    recorded = changes[0]["to"] if changes else None
+    if production != recorded:
+        unrecorded = {
+            "at": None,
+            "event": UNRECORDED,
+            "from": recorded,
+            "to": production,
+            "mean_error_before": None,
+            "mean_error_after": None,
+            "unit": None,
+            "who": "unknown",
+            "why": "the alias was moved outside this pipeline",
+        }
+        changes.insert(0, unrecorded)
+    return changes
+
+
+def _facts(change: Change) -> dict[str, Any]:
+    return {
+        "at": as_local_time(change.at_ms / 1000),
+        "event": change.event,
+        "from": change.old,
+        "to": change.new,
+        "mean_error_before": change.mean_error_before,
+        "mean_error_after": change.mean_error_after,
+        "unit": change.unit,
+        "who": change.who,
+        "why": change.why,
+    }
+
+
+def change_line(change: Mapping[str, Any]) -> str:
+    """Return one change that `history` returned as a line for a person."""
+    before, after = change["mean_error_before"], change["mean_error_after"]
+    measured = [error for error in (before, after) if error is not None]
+    errors = " -> ".join(error_text(error, change["unit"]) for error in measured)
+    parts = [
+        change["at"] or "time unknown",
+        f"{change['from'] or '-'} -> {change['to'] or '-'}",
+        change["event"],
+        "" if errors in change["why"] else errors,
+        change["who"],
+        change["why"],
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def _answer(changes: Sequence[Mapping[str, Any]], at: str) -> tuple[list[str], dict[str, Any]]:
+    """Say which version was production at a time, and whether that is certain."""
+    change = production_at(changes, at)
+    found = f"version {change['to']}" if change else "none"
+    uncertain = bool(changes) and changes[0]["event"] == UNRECORDED
+    if uncertain:
+        found += f", or {changes[0]['to']}: {changes[0]['why']}, at an unknown time"
+    production = change["to"] if change else None
+    facts = {"at": at, "production": production, "uncertain": uncertain}
+    return [f"production at {at}: {found}"], facts
+
+
+def production_at(changes: Sequence[Mapping[str, Any]], at: str) -> Mapping[str, Any] | None:
+    """Return the change that made a version production which it still was at that time.
+
+    Parameters
+    ----------
+    changes
+        What `history` returned.
+    at
+        ISO 8601; local time unless it has an offset.
+
+    Raises
+    ------
+    UsageError
+        If it is no time.
+    """
+    try:
+        moment = datetime.datetime.fromisoformat(at).astimezone()
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(f"--at {at!r}: must be a time such as 2026-05-01T12:00") from error
+    for change in changes:
+        if change["at"] and datetime.datetime.fromisoformat(change["at"]) <= moment:
+            return change
+    return None
+
+
+COMMAND = Command("history", "every change of production", _add_flags, _work)

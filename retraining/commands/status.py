@@ -1,0 +1,173 @@
+"""`status`: which version is production, since when, and is all well? Changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retraining import ground_truth, notices, records, recovery
+from retraining.command_line import Command, print_result
+from retraining.cycle import threshold_of
+from retraining.errors import EXIT_DONE, EXIT_ERROR
+from retraining.files import waiting_names
+from retraining.outcome import Outcome
+from retraining.registry import Registry, open_registry
+from retraining.registry.facts import MonitoredBatch, RegisteredVersion
+from retraining.settings import Settings, check_home
+from retraining.text import as_local_time, error_text, number_text
+from retraining.training import load_training_module
+
+SHOWN_CYCLES = 10
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--max-age", type=float, metavar="HOURS", help="exit 1 if no run ended within so many hours"
+    )
+
+
+def _work(settings: Settings, options: argparse.Namespace) -> int:
+    state = status(settings, options.max_age)
+    print_result(as_lines(state), state, as_json=options.json)
+    return EXIT_ERROR if state["problems"] else EXIT_DONE
+
+
+def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
+    """Return the state of the pipeline; `problems` is what somebody must look at.
+
+    Parameters
+    ----------
+    max_age_hours
+        Complain if no run came to its end within so many hours, and run `--on-attention`; None
+        never complains.
+    """
+    check_home(settings)
+    registry = open_registry(settings)
+    champion = registry.production.champion()
+    monitored = registry.runs.monitored(limit=SHOWN_CYCLES)
+    last_run = notices.read_heartbeat(settings)
+    overdue = _overdue(last_run, max_age_hours)
+    if overdue:
+        notices.call_for_attention(settings, "overdue", overdue)
+    lost_batches = registry.judgements.lost_batches(champion)
+    stuck = records.stuck_text(settings, champion.number, lost_batches)
+    problems = [overdue, _failed(last_run), stuck or _degraded(monitored, champion)]
+    return {
+        "production": champion.number,
+        "production_since": _production_since(registry, champion),
+        "threshold": _threshold(settings, monitored),
+        "waiting": len(waiting_names(settings.new_gts)),
+        "min_new_files": settings.min_new_files,
+        "rejected": ground_truth.rejected_names(settings),
+        "unfinished": recovery.unfinished_command(settings),
+        "last_run": last_run or None,
+        "cycles": [
+            {
+                "at": as_local_time(one.at_ms / 1000),
+                "version": one.version,
+                "mean_error": one.mean_error,
+                "unit": one.unit,
+                "recordings": one.n_recordings,
+                "outcome": one.outcome,
+            }
+            for one in monitored
+        ],
+        "problems": [problem for problem in problems if problem],
+    }
+
+
+def _overdue(last_run: Mapping[str, Any], max_age_hours: float | None) -> str:
+    if max_age_hours is None:
+        return ""
+    completed_at = last_run.get("completed_at")
+    if completed_at is None:
+        return f"overdue: no run ever came to its end, {max_age_hours:g} hours are allowed"
+    then = datetime.datetime.fromisoformat(completed_at)
+    hours = (datetime.datetime.now().astimezone() - then).total_seconds() / 3600
+    if hours <= max_age_hours:
+        return ""
+    return f"overdue: the last run ended {hours:.1f} hours ago, {max_age_hours:g} are allowed"
+
+
+def _failed(last_run: Mapping[str, Any]) -> str:
+    if last_run.get("outcome") != Outcome.FAILED.value:
+        return ""
+    return f"failed: the last run, at {last_run['at']}: {last_run['message']}"
+
+
+def _degraded(monitored: Sequence[MonitoredBatch], champion: RegisteredVersion) -> str:
+    if not monitored:
+        return ""
+    latest = monitored[0]
+    lost = latest.outcome == Outcome.NOT_PROMOTED.value
+    if not lost or latest.version != str(champion.number):
+        return ""
+    return (
+        f"degraded: production errs by {error_text(latest.mean_error, latest.unit)} and no "
+        "challenger was better; add recordings or improve the training module"
+    )
+
+
+def _production_since(registry: Registry, champion: RegisteredVersion) -> str:
+    changes = registry.production.changes_to(champion.number)
+    return as_local_time((changes[0].at_ms if changes else champion.created_ms) / 1000)
+
+
+def _threshold(settings: Settings, monitored: Sequence[MonitoredBatch]) -> float:
+    """Return the operator's threshold, that of the newest batch, or the module's."""
+    if settings.threshold is not None:
+        return settings.threshold
+    if monitored and monitored[0].threshold is not None:
+        return monitored[0].threshold
+    # Last: the module brings its packages, which takes a second.
+    return threshold_of(settings, load_training_module(settings))
+
+
+def as_lines(state: Mapping[str, Any]) -> list[str]:
+    """Return what `status` found as lines for a person."""
+    last_run, cycles = state["last_run"], state["cycles"]
+    lines = [
+        f"production: version {state['production']} since {state['production_since']}",
+        f"waiting: {state['waiting']} of {state['min_new_files']} new files, "
+        f"{len(state['rejected'])} rejected",
+        f"last run: {last_run['at']}: {last_run['message']}" if last_run else "last run: never",
+    ]
+    if state["unfinished"]:
+        lines.append(
+            f"unfinished: {state['unfinished'].get('command', 'a command')} since "
+            f"{state['unfinished'].get('since', 'unknown')}, running or cut off; the next run "
+            "tidies up"
+        )
+    if cycles:
+        errors, unit = [one["mean_error"] for one in reversed(cycles)], cycles[0]["unit"]
+        lines.append(
+            f"mean error, oldest first: {sparkline(errors)} "
+            f"{', '.join(number_text(error) for error in errors)} {unit} (threshold "
+            f"{state['threshold']:g} {unit})"
+        )
+    lines += [
+        f"cycle {one['at']}: version {one['version']} "
+        f"{error_text(one['mean_error'], one['unit'])} on {one['recordings']} recordings, "
+        f"{one['outcome']}"
+        for one in cycles
+    ]
+    return [*lines, *state["problems"]]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return one bar for each value, from 0 to the largest.
+
+    Examples
+    --------
+    >>> sparkline([0, 5, 10])
+    '▁▅█'
+    """
+    largest = max(values) or 1
+    return "".join(BARS[round(value / largest * (len(BARS) - 1))] for value in values)
+
+
+COMMAND = Command("status", "production version, last cycles, files waiting", _add_flags, _work)

@@ -1,0 +1,331 @@
+"""What a cycle works with and what its steps hand on: models, recordings, errors, the result.
+
+Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from retraining.ground_truth import GroundTruthFile
+from retraining.outcome import Outcome
+from retraining.registry import Registry
+from retraining.registry.facts import (
+    TAG_BATCH,
+    TAG_CHAMPION,
+    TAG_CYCLE,
+    TAG_SETTINGS,
+    TAG_UNIT,
+    Manifest,
+    MonitoredBatch,
+    RegisteredVersion,
+    TrainingFile,
+)
+from retraining.settings import Settings
+from retraining.training import ERROR, PREDICTED_COUNT, TRUE_COUNT, TrainedModel, Training
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from retraining.gate import Verdict
+
+PART_ROWS = 500_000
+"""Rows that are scored at once; about 50 MB, 100 recordings."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The new recordings of a cycle.
+
+    Parameters
+    ----------
+    files
+        Valid new files.
+    fingerprint
+        Of their contents.
+    data_quality
+        Name -> note about measurements that were taken as missing.
+    """
+
+    files: tuple[GroundTruthFile, ...]
+    fingerprint: str
+    data_quality: Mapping[str, str]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Name -> SHA-256."""
+        return {one.name: one.sha256 for one in self.files}
+
+    @property
+    def manifest(self) -> Manifest:
+        """The files as they are recorded with a run."""
+        return Manifest(tuple(TrainingFile(one.name, one.sha256, one.n_rows) for one in self.files))
+
+    def parts(self) -> Iterator[list[GroundTruthFile]]:
+        """Give the files in groups of at most `PART_ROWS` rows, or of one file."""
+        part: list[GroundTruthFile] = []
+        for one in self.files:
+            if part and sum(each.n_rows for each in part) + one.n_rows > PART_ROWS:
+                yield part
+                part = []
+            part.append(one)
+        if part:
+            yield part
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The production model, loaded and verified, and what it was trained on."""
+
+    version: RegisteredVersion
+    model: Any
+    manifest: Manifest
+
+    @property
+    def number(self) -> int:
+        """Of its version."""
+        return self.version.number
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """How the production model does on a batch.
+
+    Parameters
+    ----------
+    errors
+        One row per recording.
+    mean_error, interval_low, interval_high
+        Mean error and its 95 % interval.
+    """
+
+    errors: pd.DataFrame
+    mean_error: float
+    interval_low: float
+    interval_high: float
+
+
+@dataclass(frozen=True)
+class Probation:
+    """A newly promoted version against the one before, on the first recordings new to both.
+
+    Parameters
+    ----------
+    version
+        The one before.
+    errors
+        Its own, one row per recording.
+    verdict
+        Whether that one is better; it stands in the challenger's place.
+    """
+
+    version: RegisteredVersion
+    errors: pd.DataFrame
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Challenger:
+    """A retrained model.
+
+    Parameters
+    ----------
+    result
+        What training returned.
+    manifest
+        What it was trained on.
+    version
+        In the registry; None in a dry run.
+    """
+
+    result: TrainedModel
+    manifest: Manifest
+    version: RegisteredVersion | None
+
+    @property
+    def out_of_fold(self) -> dict[str, float]:
+        """SHA-256 of a recording -> error by a model that never saw it."""
+        return out_of_fold_by_hash(self.result, self.manifest)
+
+
+def out_of_fold_by_hash(trained: TrainedModel, manifest: Manifest) -> dict[str, float]:
+    """Return SHA-256 of a recording -> error by a model that never saw it."""
+    errors = trained.out_of_fold[ERROR]
+    return {one.sha256: float(errors[one.name]) for one in manifest.files}
+
+
+@dataclass(frozen=True)
+class RecordingResult:
+    """One recording of the batch, as both models count it.
+
+    Parameters
+    ----------
+    name
+        Of its file.
+    true_count
+        How many there really are; None where nothing is counted.
+    champion_count, champion_error
+        How many there are by the production model, and its error.
+    challenger_count, challenger_error
+        The same for the challenger; None without one.
+    """
+
+    name: str
+    true_count: int | None
+    champion_count: int | None
+    champion_error: float
+    challenger_count: int | None = None
+    challenger_error: float | None = None
+
+    @property
+    def gain(self) -> float:
+        """Champion's error minus challenger's; 0 without a challenger."""
+        return 0.0 if self.challenger_error is None else self.champion_error - self.challenger_error
+
+
+@dataclass(frozen=True)
+class CycleResult:
+    """What one run found and did.
+
+    Parameters
+    ----------
+    outcome
+        How it ended.
+    message
+        The verdict in one line.
+    facts
+        Numbers and names behind it, for `--json`.
+    stuck
+        Why a person is needed; empty if nobody is; None if the registry was not asked.
+    recordings
+        The batch as both models count it; empty if it was not monitored.
+    unit
+        Of their errors.
+    """
+
+    outcome: Outcome
+    message: str
+    facts: Mapping[str, Any]
+    stuck: str | None = ""
+    recordings: tuple[RecordingResult, ...] = ()
+    unit: str = ""
+
+
+@dataclass
+class Cycle:
+    """One cycle: what it works with, and what its steps have found so far.
+
+    Parameters
+    ----------
+    settings, registry, training, champion
+        What it works with; the champion is the production model when the cycle began.
+    id
+        Marks its runs and versions.
+    batch, lost_batches, monitoring, probation, challenger, verdict
+        What the steps returned; None before.
+    history
+        Batches that were monitored before, the oldest first.
+    monitoring_run
+        Id of the run `ModelMonitoring`; empty before and in a dry run.
+    result
+        How the cycle ended; None before.
+    """
+
+    settings: Settings
+    registry: Registry
+    training: Training
+    champion: Champion
+    id: str
+    batch: Batch = field(default_factory=lambda: Batch((), "", {}))
+    lost_batches: Collection[str] = ()
+    monitoring: Monitoring | None = None
+    probation: Probation | None = None
+    history: Sequence[MonitoredBatch] = ()
+    monitoring_run: str = ""
+    challenger: Challenger | None = None
+    verdict: Verdict | None = None
+    result: CycleResult | None = None
+
+    @property
+    def threshold(self) -> float:
+        """Largest mean error of a healthy model: the operator's, or the module's."""
+        return threshold_of(self.settings, self.training)
+
+    @property
+    def unit(self) -> str:
+        """Of all errors."""
+        return str(self.training.error_unit)
+
+    @property
+    def errors(self) -> pd.DataFrame:
+        """The champion's errors on the batch, one row per recording."""
+        if self.monitoring is None:
+            raise ValueError("nothing was monitored")
+        return self.monitoring.errors
+
+    @property
+    def question(self) -> dict[str, str]:
+        """What is judged, as tags: the batch, the champion, and all that a verdict depends on."""
+        fingerprint = self.settings.verdict_fingerprint(self.training.code_sha256, self.threshold)
+        return {
+            TAG_BATCH: self.batch.fingerprint,
+            TAG_CHAMPION: str(self.champion.number),
+            TAG_SETTINGS: fingerprint,
+        }
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """For its runs and versions."""
+        return {TAG_CYCLE: self.id, TAG_UNIT: self.unit, **self.question}
+
+    @property
+    def lost_probation(self) -> Probation | None:
+        """The probation, if the version before is better."""
+        return self.probation if self.probation and self.probation.verdict.promote else None
+
+    @property
+    def rival(self) -> RegisteredVersion | None:
+        """The version that production was compared with, if any."""
+        if self.lost_probation:
+            return self.lost_probation.version
+        return self.challenger.version if self.challenger else None
+
+    @property
+    def final_verdict(self) -> Verdict | None:
+        """The verdict that decided."""
+        return self.lost_probation.verdict if self.lost_probation else self.verdict
+
+    def recordings(self) -> tuple[RecordingResult, ...]:
+        """Return the batch as production and, once there is a verdict, the other model count it."""
+        if self.monitoring is None:
+            return ()
+        production, other = self.monitoring.errors, None
+        if self.lost_probation:
+            other = self.lost_probation.errors
+        elif self.challenger and self.verdict:
+            names = self.challenger.manifest.names
+            of_batch = {names[one.sha256]: one.name for one in self.batch.files}
+            other = self.challenger.result.out_of_fold.loc[list(of_batch)].rename(of_batch)
+        return tuple(
+            RecordingResult(
+                name=one.name,
+                true_count=_count(production, TRUE_COUNT, one.name),
+                champion_count=_count(production, PREDICTED_COUNT, one.name),
+                champion_error=float(production[ERROR][one.name]),
+                challenger_count=_count(other, PREDICTED_COUNT, one.name),
+                challenger_error=None if other is None else float(other[ERROR][one.name]),
+            )
+            for one in self.batch.files
+        )
+
+
+def threshold_of(settings: Settings, training: Training) -> float:
+    """Return the largest mean error of a healthy model: the operator's, or the module's."""
+    return float(training.threshold if settings.threshold is None else settings.threshold)
+
+
+def _count(errors: pd.DataFrame | None, column: str, name: str) -> int | None:
+    """Return a count of a recording; None without a model, or where nothing is counted."""
+    return None if errors is None or column not in errors else int(errors[column][name])

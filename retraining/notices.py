@@ -1,0 +1,170 @@
+"""Tell programs outside: the operator's commands after a change, and when somebody must look.
+
+`--on-promotion` runs after production changed, `--on-attention` when a run failed, rejected files,
+rolled back by itself or is stuck, and when `status` finds the pipeline overdue. Both run at least
+once, also if the machine dies in between: what was told is noted only afterwards. Nothing heavy
+is imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from retraining.errors import PipelineError, StoppedBySignal
+from retraining.files import write_durably
+from retraining.ground_truth import REASON_SUFFIX, rejected_names
+from retraining.outcome import Outcome
+from retraining.registry import Registry
+from retraining.registry.facts import EVENT_PROBATION, TAG_CYCLE
+from retraining.registry.store import as_pipeline_error
+from retraining.settings import JSON_SCHEMA_VERSION, Settings
+from retraining.text import as_local_time, now
+
+HEARTBEAT_NAME = ".pipeline_last_run.json"
+STUCK = "stuck"
+
+logger = logging.getLogger("pipeline")
+
+
+# --- The operator's commands ---
+
+
+def announce_change(settings: Settings, registry: Registry, cycle_id: str) -> None:
+    """Run `--on-promotion` for the change of production that a cycle made, if it made one."""
+    if not settings.on_promotion.strip():
+        return
+    for change in registry.production.changes({TAG_CYCLE: cycle_id}):
+        details = asdict(change)
+        details["at"] = as_local_time(details.pop("at_ms") / 1000)
+        details["replaced"], details["production"] = details.pop("old"), details.pop("new")
+        _run("--on-promotion", settings.on_promotion, settings, details)
+
+
+def announce_lost_probation(settings: Settings, registry: Registry, cycle_id: str) -> None:
+    """Call for attention to a rollback that a dead cycle made by itself."""
+    for change in registry.production.changes({TAG_CYCLE: cycle_id}):
+        if change.event == EVENT_PROBATION:
+            text = f"rolled back: version {change.new} is production again: {change.why}"
+            call_for_attention(
+                settings, "attention", text, items=[text], outcome=Outcome.ROLLED_BACK.value
+            )
+
+
+def call_for_attention(settings: Settings, event: str, message: str, **details: Any) -> None:
+    """Run `--on-attention`.
+
+    Parameters
+    ----------
+    message
+        What somebody must look at, in one line.
+    """
+    if settings.on_attention.strip():
+        details = {"event": event, "message": message, **details}
+        _run("--on-attention", settings.on_attention, settings, details)
+
+
+def _run(flag: str, command: str, settings: Settings, details: Mapping[str, Any]) -> None:
+    """Run a command without a shell; its failure is only logged."""
+    text = json.dumps(
+        {
+            "schema_version": JSON_SCHEMA_VERSION,
+            "home": str(settings.home),
+            "model": settings.model_name,
+            **details,
+        }
+    )
+    try:
+        subprocess.run(
+            shlex.split(command),
+            input=text,
+            text=True,
+            stdout=sys.stderr,
+            timeout=settings.hook_timeout,
+            check=True,
+        )
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
+        logger.warning("%s failed: %s; everything else went on", flag, error)
+
+
+# --- The heartbeat: how the last run ended, and what was told ---
+
+
+def read_heartbeat(settings: Settings) -> dict[str, Any]:
+    """Return how the last run ended; empty if there was none."""
+    try:
+        return dict(json.loads((settings.home / HEARTBEAT_NAME).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
+@contextlib.contextmanager
+def failure_noted(settings: Settings) -> Iterator[None]:
+    """Note a run that fails and call for attention; the failure goes on."""
+    try:
+        yield
+    except StoppedBySignal:
+        raise
+    except Exception as error:
+        known = error if isinstance(error, PipelineError) else None
+        known = known or as_pipeline_error(error, settings)
+        message = str(known or f"unexpected failure: {type(error).__name__}")
+        before = read_heartbeat(settings)
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            _write_heartbeat(
+                settings, {**before, "outcome": Outcome.FAILED.value, "message": message}
+            )
+        call_for_attention(
+            settings, Outcome.FAILED.value, message, exit_status=known.exit_status if known else 1
+        )
+        raise
+
+
+def note_end(settings: Settings, outcome: str, message: str, stuck: str | None) -> None:
+    """Call for attention to what is new, then note that a run came to its end.
+
+    Parameters
+    ----------
+    stuck
+        Why a person is needed; empty if nobody is; None if this run did not look.
+    """
+    before = read_heartbeat(settings).get("attention", {})
+    attention = _rejections(settings)
+    if stuck is None and STUCK in before:
+        attention[STUCK] = before[STUCK]
+    elif stuck:
+        attention[STUCK] = stuck
+    if outcome == Outcome.ROLLED_BACK.value:
+        attention[outcome] = message
+    new = [text for key, text in attention.items() if before.get(key) != text]
+    if new:
+        call_for_attention(settings, "attention", "; ".join(new), items=new, outcome=outcome)
+    heartbeat = {
+        "outcome": outcome,
+        "message": message,
+        "completed_at": now(),
+        "attention": attention,
+    }
+    _write_heartbeat(settings, heartbeat)
+
+
+def _rejections(settings: Settings) -> dict[str, str]:
+    """Return a text for each rejected file, under a key that changes if it is rejected again."""
+    keys = {}
+    for name in rejected_names(settings):
+        reason = settings.rejected_gts / f"{name}{REASON_SUFFIX}"
+        with contextlib.suppress(FileNotFoundError):
+            keys[f"{name!r} {reason.stat().st_mtime_ns}"] = f"rejected: {name!r}"
+    return keys
+
+
+def _write_heartbeat(settings: Settings, content: Mapping[str, Any]) -> None:
+    text = json.dumps({**content, "at": now()})
+    write_durably(settings.home / HEARTBEAT_NAME, text.encode())

@@ -1,0 +1,256 @@
+"""Do what a cycle decides: move files, write runs and versions, move aliases, tell, keep pages.
+
+The flow is the same in a dry run; only its recorder is another one, which writes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from retraining import ground_truth, notices, records, recovery, vouching
+from retraining.cycle import Cycle, CycleResult
+from retraining.errors import StoppedBySignal, stop_request
+from retraining.files import exclusive_lock, lock_without_writing
+from retraining.ground_truth import Refusal
+from retraining.kept_tables import KeptTables, tables_of
+from retraining.outcome import Outcome
+from retraining.registry import Registry
+from retraining.registry.facts import (
+    EVENT_PROBATION,
+    EVENT_PROMOTION,
+    MONITORING_RUN,
+    RETRAINING_RUN,
+    TAG_DESCRIPTION,
+    TAG_MESSAGE,
+    TAG_OUTCOME,
+    Manifest,
+    RegisteredVersion,
+)
+from retraining.report import keep
+from retraining.settings import Settings
+from retraining.text import printable
+from retraining.training import TrainedModel
+
+if TYPE_CHECKING:
+    from retraining.gate import Verdict
+
+Register = Callable[[TrainedModel, Manifest], RegisteredVersion | None]
+
+logger = logging.getLogger("pipeline")
+
+
+class Recorder:
+    """Writes what a cycle does."""
+
+    keeps_tables = True
+
+    # --- Around a run ---
+
+    def lock(self, settings: Settings) -> contextlib.AbstractContextManager[None]:
+        """Keep all other commands that change anything out."""
+        return exclusive_lock(settings, "run")
+
+    @contextlib.contextmanager
+    def failures_told(self, settings: Settings) -> Iterator[None]:
+        """Tidy up what an interrupted command left; note a failure and call for attention."""
+        with notices.failure_noted(settings):
+            recovery.tidy(settings)
+            yield
+
+    def end(self, settings: Settings, result: CycleResult) -> None:
+        """Note that a run came to its end, and call for attention to what is new."""
+        keep.keep_quiet_night(settings, result)
+        notices.note_end(settings, result.outcome.value, result.message, result.stuck)
+
+    def unfinished(self, settings: Settings) -> contextlib.AbstractContextManager[str]:
+        """Give an id for the cycle; an interruption leaves a note of it."""
+        return recovery.unfinished_until_done(settings, "run")
+
+    @contextlib.contextmanager
+    def failure_explained(self, cycle: Cycle) -> Iterator[None]:
+        """Leave a page if the cycle fails between monitoring and its verdict; the error goes on."""
+        try:
+            yield
+        except StoppedBySignal:
+            raise
+        except Exception as error:
+            if cycle.monitoring_run and cycle.result is None:
+                keep.keep_failure_page(cycle, error)
+            raise
+
+    def remember(self, settings: Settings, registry: Registry) -> None:
+        """Begin the journal of a home that has none, with what verifies."""
+        vouching.seed(settings, registry)
+
+    # --- The steps ---
+
+    def step(self, name: str, *values: Any) -> None:
+        """Begin a step: the place where a cycle may be stopped."""
+        stop_request.obey()
+        logger.info(name, *values)
+
+    def reject(self, settings: Settings, refusals: Sequence[Refusal]) -> None:
+        """Move refused files away, each beside its reason."""
+        ground_truth.reject(settings, refusals)
+
+    def tables(self, cycle: Cycle) -> KeptTables | None:
+        """Return what was read of recordings before."""
+        return tables_of(cycle.settings, cycle.training.maker(), read_only=not self.keeps_tables)
+
+    def monitored(self, cycle: Cycle) -> None:
+        """Write the run `ModelMonitoring`."""
+        cycle.history = keep.monitored_batches(cycle.registry, cycle.tags)
+        with cycle.registry.runs.open(MONITORING_RUN, cycle.tags) as run_id:
+            cycle.registry.runs.log(run_id, records.monitoring_record(cycle))
+        cycle.monitoring_run = run_id
+
+    @contextlib.contextmanager
+    def retraining(self, cycle: Cycle) -> Iterator[Register]:
+        """Open the run `ModelRetraining`, and give what registers the challenger in it."""
+        with cycle.registry.runs.open(RETRAINING_RUN, cycle.tags) as run_id:
+
+            def register(trained: TrainedModel, manifest: Manifest) -> RegisteredVersion | None:
+                stop_request.obey()
+                record = records.training_record(cycle, trained, manifest)
+                cycle.registry.runs.log(run_id, record)
+                version = cycle.registry.versions.register(
+                    trained,
+                    run_id=run_id,
+                    training=cycle.training,
+                    manifest=manifest,
+                    tags=cycle.tags,
+                )
+                logger.info("registered version %d", version.number)
+                return version
+
+            yield register
+
+    def judged(self, cycle: Cycle, verdict: Verdict) -> None:
+        """Store the verdict with the challenger's version: from here on it has been judged."""
+        if cycle.rival is not None:
+            explanation = records.version_description(verdict)
+            cycle.registry.judgements.record(cycle.rival, verdict.as_dict(), explanation)
+
+    def promote(self, cycle: Cycle, verdict: Verdict) -> None:
+        """Move the aliases to the challenger."""
+        self._move(cycle, EVENT_PROMOTION, verdict.explain(), verdict)
+
+    def roll_back(self, cycle: Cycle) -> None:
+        """Make the version before production again, which was loaded, verified and scored."""
+        if cycle.lost_probation is None:
+            return
+        verdict, before = cycle.lost_probation.verdict, cycle.lost_probation.version.number
+        logger.warning("version %d lost its probation: back to %d", cycle.champion.number, before)
+        self._move(cycle, EVENT_PROBATION, f"probation: {verdict.explain()}", verdict)
+
+    def _move(self, cycle: Cycle, event: str, why: str, verdict: Verdict) -> None:
+        if cycle.rival is None:
+            raise ValueError("there is no other version")
+        vouching.vouch_for(cycle.settings, cycle.registry, cycle.rival)
+        cycle.registry.production.move_to(
+            cycle.rival.number,
+            replaces=cycle.champion.number,
+            event=event,
+            why=why,
+            tags=cycle.tags,
+            mean_errors=(verdict.champion_mean_error, verdict.challenger_mean_error),
+        )
+
+    def concluded(self, cycle: Cycle, result: CycleResult) -> CycleResult:
+        """Keep the page of a cycle whose verdict is final, then note how the cycle ended.
+
+        Notes
+        -----
+        The page, on which nothing depends, comes first, so that a store which fails from here on
+        is noticed by the note that must be there: later nights ask it what was judged, lost and
+        on probation.
+        """
+        cycle.result = result
+        keep.keep_page(cycle)
+        tags = {
+            TAG_OUTCOME: result.outcome.value,
+            TAG_MESSAGE: result.message,
+            TAG_DESCRIPTION: result.message,
+        }
+        for key, value in tags.items():
+            cycle.registry.runs.set_tag(cycle.monitoring_run, key, value)
+        return result
+
+    def announce(self, cycle: Cycle) -> None:
+        """Tell programs outside that production changed."""
+        notices.announce_change(cycle.settings, cycle.registry, cycle.id)
+
+    def archive(self, cycle: Cycle, manifest: Manifest) -> None:
+        """Move the new files that production knows now to used_gts/."""
+        recovery.archive(cycle.settings, manifest.names)
+
+
+class DryRun(Recorder):
+    """Writes nothing: says what would happen."""
+
+    keeps_tables = False
+
+    def lock(self, settings: Settings) -> contextlib.AbstractContextManager[None]:
+        """Keep changing commands out while only looking."""
+        return lock_without_writing(settings)
+
+    @contextlib.contextmanager
+    def failures_told(self, _settings: Settings) -> Iterator[None]:
+        """Tell nobody."""
+        yield
+
+    def end(self, settings: Settings, result: CycleResult) -> None:
+        """Note nothing."""
+
+    def unfinished(self, _settings: Settings) -> contextlib.AbstractContextManager[str]:
+        """Give an id; an interruption leaves nothing behind."""
+        return contextlib.nullcontext("dry-run")
+
+    def step(self, name: str, *values: Any) -> None:
+        """Begin a step, of which only the looking is done."""
+        super().step(f"dry run: {name}", *values)
+
+    def remember(self, settings: Settings, registry: Registry) -> None:
+        """Begin no journal."""
+
+    def reject(self, _settings: Settings, refusals: Sequence[Refusal]) -> None:
+        """Say which files are bad."""
+        for refusal in refusals:
+            logger.warning("would reject %r: %s", printable(refusal.name), printable(refusal.what))
+
+    def monitored(self, cycle: Cycle) -> None:
+        """Write no run."""
+
+    @contextlib.contextmanager
+    def retraining(self, _cycle: Cycle) -> Iterator[Register]:
+        """Register nothing."""
+        yield lambda _trained, _manifest: None
+
+    def judged(self, cycle: Cycle, verdict: Verdict) -> None:
+        """Store no verdict."""
+
+    def promote(self, cycle: Cycle, verdict: Verdict) -> None:
+        """Move no alias."""
+
+    def roll_back(self, cycle: Cycle) -> None:
+        """Move no alias."""
+
+    def concluded(self, cycle: Cycle, result: CycleResult) -> CycleResult:
+        """Say that nothing was changed, where something would have been."""
+        if result.outcome is Outcome.HEALTHY:
+            return result
+        return dataclasses.replace(
+            result,
+            message=f"dry run, nothing changed: {result.message}",
+            facts={**result.facts, "production": cycle.champion.number},
+        )
+
+    def announce(self, cycle: Cycle) -> None:
+        """Tell nobody."""
+
+    def archive(self, cycle: Cycle, manifest: Manifest) -> None:
+        """Move nothing."""

@@ -1,0 +1,238 @@
+"""What MLflow keeps of each step, and the sentence that a cycle ends with. Pure: values only."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from retraining.cycle import Cycle, CycleResult, RecordingResult, out_of_fold_by_hash
+from retraining.outcome import Outcome
+from retraining.registry.facts import (
+    OUT_OF_FOLD_FILE,
+    PROBATION_FILE,
+    Dataset,
+    Manifest,
+    RunRecord,
+)
+from retraining.settings import Settings
+from retraining.text import error_text, number_text, printable
+from retraining.training import ERROR, PREDICTED_COUNT, TRUE_COUNT, TrainedModel
+
+if TYPE_CHECKING:
+    from retraining.gate import Verdict
+
+# --- What MLflow keeps ---
+
+
+def monitoring_record(cycle: Cycle) -> RunRecord:
+    """Return what the run `ModelMonitoring` keeps.
+
+    Notes
+    -----
+    `mean_error` has one step for each monitored batch so far, this one last: so the newest run
+    draws the trend of production by itself, and its value is still this batch's.
+    """
+    monitoring, errors = cycle.monitoring, cycle.errors
+    if monitoring is None:
+        raise ValueError("nothing was monitored")
+    metrics = {
+        "mean_error_low": monitoring.interval_low,
+        "mean_error_high": monitoring.interval_high,
+        "max_error": float(errors[ERROR].max()),
+        "recordings": len(errors),
+    }
+    if TRUE_COUNT in errors and PREDICTED_COUNT in errors:
+        metrics["mean_count_bias"] = float((errors[PREDICTED_COUNT] - errors[TRUE_COUNT]).mean())
+    files = _data_quality(cycle.batch.data_quality)
+    if cycle.probation:
+        verdict = cycle.probation.verdict.as_dict()
+        against = {"against_version": cycle.probation.version.number}
+        files[PROBATION_FILE] = json.dumps({**against, **verdict}, indent=1).encode()
+    earlier = [one.mean_error for one in cycle.history]
+    return RunRecord(
+        metrics=metrics,
+        params=cycle.settings.for_the_run(cycle.threshold),
+        trends={"mean_error": [*earlier, monitoring.mean_error]},
+        tables={"errors_by_recording.json": errors},
+        files=files,
+        datasets=[Dataset(cycle.batch.manifest, "new_gts", "monitoring")],
+    )
+
+
+def training_record(cycle: Cycle, trained: TrainedModel, manifest: Manifest) -> RunRecord:
+    """Return what the run `ModelRetraining` keeps beside the model."""
+    return RunRecord(
+        metrics={
+            "mean_error": trained.mean_error,
+            "max_error": float(trained.out_of_fold[ERROR].max()),
+            "in_sample_mean_error": float(trained.in_sample[ERROR].mean()),
+            "recordings": len(trained.out_of_fold),
+        },
+        params={
+            **cycle.settings.for_the_run(cycle.threshold),
+            "model": type(trained.model).__name__,
+        },
+        tables={"out_of_fold_by_recording.json": trained.out_of_fold},
+        files={**out_of_fold_file(trained, manifest), **_data_quality(trained.data_quality)},
+        datasets=[
+            Dataset(manifest, "used_gts and new_gts", "training"),
+            Dataset(cycle.batch.manifest, "new_gts", "evaluation"),
+        ],
+    )
+
+
+def out_of_fold_file(trained: TrainedModel, manifest: Manifest) -> dict[str, bytes]:
+    """Return the file with SHA-256 of a recording -> error by a model that never saw it."""
+    errors = out_of_fold_by_hash(trained, manifest)
+    return {OUT_OF_FOLD_FILE: json.dumps(errors, indent=1).encode()}
+
+
+def _data_quality(notes: Mapping[str, str]) -> dict[str, bytes]:
+    return {"data_quality.json": json.dumps(notes, indent=1).encode()} if notes else {}
+
+
+def version_description(verdict: Verdict) -> str:
+    """Return what became of a challenger, in one line that tells its date."""
+    word = "promoted" if verdict.promote else "not promoted"
+    return f"{word} {datetime.date.today().isoformat()}: {verdict.explain()}"
+
+
+# --- How a cycle ends ---
+
+
+def waiting(settings: Settings, count: int) -> CycleResult:
+    """Too few new files."""
+    return CycleResult(
+        Outcome.WAITING,
+        f"waiting: {count} of {settings.min_new_files} new ground truth files",
+        {"waiting": count, "min_new_files": settings.min_new_files},
+        stuck=None,
+    )
+
+
+def already_judged(cycle: Cycle, earlier: str) -> CycleResult:
+    """Nothing has changed since the same question was answered."""
+    n_files = len(cycle.batch.files)
+    return CycleResult(
+        Outcome.ALREADY_JUDGED,
+        f"nothing new: these {n_files} recordings were judged before: {earlier}; "
+        "--force judges them again",
+        {"production": cycle.champion.number, "recordings": n_files},
+        stuck=stuck_text(cycle.settings, cycle.champion.number, cycle.lost_batches),
+    )
+
+
+def stuck_text(settings: Settings, production: int, lost_batches: Collection[str]) -> str:
+    """Say why a person is needed; empty while nobody is."""
+    if len(lost_batches) < settings.stuck_after:
+        return ""
+    return (
+        f"stuck: production version {production} is above the threshold and its challengers "
+        f"lost on {len(lost_batches)} batches in a row; a person is needed: look at the reasons, "
+        "check the labels, then add recordings or improve the training module"
+    )
+
+
+def healthy(cycle: Cycle) -> CycleResult:
+    """Production is good enough."""
+    monitoring, production, unit = cycle.monitoring, cycle.champion.number, cycle.unit
+    if monitoring is None:
+        raise ValueError("nothing was monitored")
+    low, high = number_text(monitoring.interval_low), number_text(monitoring.interval_high)
+    limit = f"{cycle.threshold:g} {unit}"
+    if cycle.settings.decide == "bound":
+        allowed = f"the lower end may be at most {limit}"
+    else:
+        allowed = f"at most {limit} is allowed"
+    return CycleResult(
+        Outcome.HEALTHY,
+        f"healthy: production version {production} errs by "
+        f"{error_text(monitoring.mean_error, unit)} (95 % interval {low} to {high}) on "
+        f"{len(cycle.batch.files)} new recordings, {allowed}",
+        {
+            "production": production,
+            "recordings": len(cycle.batch.files),
+            "mean_error": monitoring.mean_error,
+            "mean_error_interval": [monitoring.interval_low, monitoring.interval_high],
+            "threshold": cycle.threshold,
+            "decide": cycle.settings.decide,
+        },
+    )
+
+
+def judged(cycle: Cycle, verdict: Verdict) -> CycleResult:
+    """Both models were compared; a challenger without a version is one of a dry run."""
+    old = cycle.champion.number
+    number = cycle.rival.number if cycle.rival else None
+    name = f"version {number}" if number else "the challenger (dry run)"
+    stuck = ""
+    if verdict.promote:
+        message = f"promoted: {name} replaces version {old}: {verdict.explain()}"
+    else:
+        lost = {*cycle.lost_batches, cycle.batch.fingerprint}
+        stuck = stuck_text(cycle.settings, old, lost)
+        message = f"not promoted: production stays version {old}, {name}: {verdict.explain()}"
+        message += f"; {stuck}" if stuck else ""
+    return CycleResult(
+        Outcome.PROMOTED if verdict.promote else Outcome.NOT_PROMOTED,
+        message,
+        {
+            "production": number if number and verdict.promote else old,
+            **_compared(cycle, number, verdict),
+        },
+        stuck,
+    )
+
+
+def rolled_back(cycle: Cycle) -> CycleResult:
+    """Production lost its probation against the version before."""
+    probation = cycle.lost_probation
+    if probation is None:
+        raise ValueError("no probation was lost")
+    number, verdict = probation.version.number, probation.verdict
+    return CycleResult(
+        Outcome.ROLLED_BACK,
+        f"rolled back: version {number} is production again, version {cycle.champion.number} "
+        f"lost its probation: {verdict.explain()}",
+        {
+            "production": number,
+            **_compared(cycle, number, verdict),
+        },
+    )
+
+
+def _compared(cycle: Cycle, number: int | None, verdict: Verdict) -> dict[str, object]:
+    return {
+        "champion": cycle.champion.number,
+        "challenger": number,
+        "recordings": len(cycle.batch.files),
+        "verdict": verdict.as_dict(),
+    }
+
+
+# --- What --verbose shows ---
+
+
+def recordings_table(recordings: Sequence[RecordingResult], unit: str) -> str:
+    """Return the recordings of a batch as lines for a terminal, the worst first."""
+    counted = all(one.true_count is not None for one in recordings)
+    width = max(len("recording"), *(len(printable(one.name)) for one in recordings))
+    heads = "  true  production    error  challenger    error"
+    lines = [f"{'recording':<{width}}{heads if counted else '  production  challenger'}"]
+    for one in sorted(recordings, key=lambda one: -one.champion_error):
+        line = f"{printable(one.name):<{width}}"
+        line += f"  {one.true_count:>4}" if counted else ""
+        line += _cells(one.champion_count, one.champion_error, unit, counted=counted)
+        if one.challenger_error is not None:
+            line += _cells(one.challenger_count, one.challenger_error, unit, counted=counted)
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _cells(count: int | None, error: float, unit: str, *, counted: bool) -> str:
+    """Return what a table says of one model and recording."""
+    if not counted:
+        return f"  {error_text(error, unit):>10}"
+    return f"  {'-' if count is None else count:>10}  {number_text(error):>5} {unit}"

@@ -1,0 +1,115 @@
+"""Bring a home back to a good state: the note of an unfinished command, tidying, archiving.
+
+Truth is the registry's alias and that version's manifest; everything here is recomputed from it,
+by the same code after a crash as in an ordinary cycle. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from retraining import ground_truth, notices
+from retraining.errors import PipelineError, TryLaterError
+from retraining.files import remove_left_overs, sync_folder, write_durably
+from retraining.registry import Registry, open_registry
+from retraining.settings import Settings
+from retraining.text import now
+
+NOTE_NAME = ".pipeline_state.json"
+
+logger = logging.getLogger("pipeline")
+
+
+# --- The note of an unfinished command ---
+
+
+@contextlib.contextmanager
+def unfinished_until_done(settings: Settings, command: str) -> Iterator[str]:
+    """Give an id for what is about to change; an interruption leaves a note of it for `tidy`."""
+    cycle_id = uuid.uuid4().hex
+    note = {"cycle_id": cycle_id, "command": command, "since": now()}
+    write_durably(settings.home / NOTE_NAME, json.dumps(note).encode())
+    yield cycle_id
+    _remove_note(settings)
+
+
+def _remove_note(settings: Settings) -> None:
+    (settings.home / NOTE_NAME).unlink(missing_ok=True)
+    sync_folder(settings.home)
+
+
+def unfinished_command(settings: Settings) -> dict[str, Any] | None:
+    """Return what an interrupted command noted, or None."""
+    try:
+        return dict(json.loads((settings.home / NOTE_NAME).read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        return {}
+
+
+# --- Tidy ---
+
+
+def tidy(settings: Settings) -> None:
+    """Finish what an interrupted command left; cheap if there is nothing.
+
+    Notes
+    -----
+    The registry is the truth: what production was trained on goes to used_gts/, what a dead
+    cycle registered without a verdict is deleted, its open runs are closed.
+    """
+    ground_truth.remove_training_folders(settings)
+    remove_left_overs(settings.home)  # one may be of the note that never came to be
+    note = unfinished_command(settings)
+    if note is None:
+        return
+    logger.info("tidying up after the interrupted command of %s", note.get("since", "unknown"))
+    for folder in (settings.new_gts, settings.rejected_gts, settings.used_gts, settings.reports):
+        remove_left_overs(folder)
+    trained_on: Mapping[str, str] = {}
+    if settings.database is None or settings.database.exists():
+        registry = open_registry(settings)
+        _end_dead_cycle(settings, registry, str(note.get("cycle_id", "")))
+        if registry.production.number() is not None:
+            try:
+                trained_on = registry.versions.manifest(registry.production.champion()).names
+            except TryLaterError:
+                raise
+            except PipelineError as error:
+                # The note stays: what production learnt must not be taken for new.
+                logger.warning("nothing archived, the next start tries again: %s", error)
+                return
+    archive(settings, trained_on)
+    _remove_note(settings)
+
+
+def _end_dead_cycle(settings: Settings, registry: Registry, cycle_id: str) -> None:
+    """Close its runs, complete its outcome, delete its half-made version, tell what it changed."""
+    production = registry.production.number()
+    registry.runs.close_left_over(cycle_id, production)
+    registry.judgements.complete_outcome(cycle_id)
+    kept = {production, registry.production.previous_number()}
+    registry.versions.delete_unfinished(cycle_id, kept)
+    # At least once: what was told before the power failed may be told again.
+    notices.announce_change(settings, registry, cycle_id)
+    notices.announce_lost_probation(settings, registry, cycle_id)
+
+
+def archive(settings: Settings, trained_on: Mapping[str, str]) -> list[str]:
+    """Move the new files that production was trained on to used_gts/; return their names.
+
+    Parameters
+    ----------
+    trained_on
+        SHA-256 -> name: the production version's manifest.
+    """
+    moved = ground_truth.archive(settings, trained_on)
+    if moved:
+        logger.info("archived %d files in %s", len(moved), settings.used_gts)
+    return moved

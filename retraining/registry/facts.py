@@ -1,0 +1,360 @@
+"""What the registry keeps, as values of ours: names, versions, runs, changes and manifests.
+
+The one parser of what stands in tags, parameters and artifacts. They are text from outside: a
+person may have edited any of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from retraining.errors import PipelineError
+from retraining.text import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PRODUCTION = "production"
+PREVIOUS = "previous_production"
+MONITORING_RUN = "ModelMonitoring"
+RETRAINING_RUN = "ModelRetraining"
+PROMOTION_RUN = "ModelPromotion"
+FIRST_RUN = "Registering Initial Production Model"
+
+MANIFEST_FILE = "training_files.json"
+OUT_OF_FOLD_FILE = "out_of_fold_errors.json"
+COMPARISON_FILE = "comparison.json"
+PROBATION_FILE = "probation.json"
+REPORT_FILE = "cycle_report.html"
+
+TAG_DESCRIPTION = "mlflow.note.content"
+"""What MLflow shows on top of a run."""
+TAG_HOME = "pipeline_home"
+TAG_CYCLE = "pipeline_cycle_id"
+TAG_BATCH = "pipeline_batch"
+TAG_CHAMPION = "pipeline_champion"
+TAG_SETTINGS = "pipeline_settings"
+TAG_OUTCOME = "pipeline_outcome"
+TAG_MESSAGE = "pipeline_message"
+TAG_EVENT = "pipeline_event"
+TAG_FROM = "pipeline_from"
+TAG_TO = "pipeline_to"
+TAG_WHY = "pipeline_why"
+TAG_WHO = "pipeline_who"
+TAG_ROLLED_BACK = "rolled_back"
+TAG_VERDICT = "verdict"
+TAG_REASONS = "verdict_reasons"
+TAG_RECORDINGS = "verdict_recordings"
+TAG_ARTIFACT_HASH = "artifact_sha256"
+TAG_MANIFEST_HASH = "manifest_sha256"
+TAG_MODULE = "training_module"
+TAG_CODE = "training_code_sha256"
+TAG_METRIC = "error_name"
+TAG_UNIT = "error_unit"
+
+VERDICT_PROMOTE = "promote"
+VERDICT_REJECT = "reject"
+
+EVENT_REGISTRATION = "registration"
+EVENT_PROMOTION = "promotion"
+EVENT_ROLLBACK = "rollback"
+EVENT_PROBATION = "probation"
+METRIC_BEFORE = "mean_error_before"
+METRIC_AFTER = "mean_error_after"
+OLDER_UNIT = "%"
+"""Of the errors of runs that do not name it."""
+INTERRUPTED = "interrupted"
+"""Outcome of a cycle whose monitoring is there and whose end is not."""
+TRAINED_WITH = ("n_folds", "random_state")
+"""Parameters of a training run that its result depends on."""
+
+
+# --- Reading what stands there ---
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Tags or parameters of one run or version, read as what they should be.
+
+    Parameters
+    ----------
+    values
+        Name -> text.
+    source
+        The run or version, for messages.
+    """
+
+    values: Mapping[str, str]
+    source: str
+
+    def text(self, name: str, default: str = "") -> str:
+        """Return a text; the default where there is none."""
+        return self.values.get(name, default)
+
+    def integer(self, name: str) -> int:
+        """Return a whole number.
+
+        Raises
+        ------
+        PipelineError
+            If it is missing or is none.
+        """
+        text = self.values.get(name)
+        try:
+            return int(text or "")
+        except ValueError as error:
+            raise unreadable(self.source, f"the tag {name!r}", text) from error
+
+    def integer_or_none(self, name: str) -> int | None:
+        """Return a whole number; None where there is no text."""
+        return self.integer(name) if self.values.get(name) else None
+
+
+def whole_number(value: float, source: str, what: str) -> int:
+    """Return a metric that counts something.
+
+    Raises
+    ------
+    PipelineError
+        If it has decimals, or is no number.
+    """
+    if not float(value).is_integer():
+        raise unreadable(source, what, value)
+    return int(value)
+
+
+def unreadable(source: str, what: str, found: object) -> PipelineError:
+    """Return the one message about something that does not read as what it should be."""
+    state = "is missing" if found is None else f"reads '{printable(found, 60)}'"
+    return damaged(source, what, state)
+
+
+def damaged(source: str, what: str, state: str) -> PipelineError:
+    """Return the one message about something that is not as the pipeline wrote it."""
+    return PipelineError(
+        f"{what} of {source} {state}: it was edited or damaged in MLflow; put it back, or name "
+        "another version: python pipeline_orchestrator.py rollback --to VERSION"
+    )
+
+
+def numbers_by_name(content: bytes, source: str, what: str) -> dict[str, float]:
+    """Read a JSON object of numbers.
+
+    Raises
+    ------
+    PipelineError
+        If it is something else.
+    """
+    try:
+        found = json.loads(content)
+        return {str(name): float(value) for name, value in found.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise unreadable(source, what, content[:60].decode(errors="replace")) from error
+
+
+# --- Values ---
+
+
+class NotInRegistry(PipelineError):
+    """What was looked for is not in the registry."""
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """One version of the registered model.
+
+    Parameters
+    ----------
+    number
+        As MLflow counts, from 1.
+    run_id
+        The run that logged it.
+    tags
+        Tags of the version.
+    created_ms
+        Milliseconds since 1970.
+    """
+
+    number: int
+    run_id: str
+    tags: Mapping[str, str]
+    created_ms: int
+
+    @property
+    def read(self) -> Tags:
+        """Its tags, read as what they should be."""
+        return Tags(self.tags, f"version {self.number}")
+
+
+@dataclass(frozen=True)
+class MonitoredBatch:
+    """How production did on one batch, as its run `ModelMonitoring` has it.
+
+    Parameters
+    ----------
+    at_ms
+        When, in milliseconds since 1970.
+    run_id
+        The run.
+    version
+        Production at that time.
+    batch
+        Fingerprint of the recordings.
+    n_recordings
+        How many they were.
+    mean_error, interval_low, interval_high
+        Mean error and its 95 % interval, in `unit`; NaN where an older pipeline wrote none.
+    threshold
+        Largest mean error of a healthy model in that cycle; None where nobody wrote it down.
+    outcome
+        How that cycle ended.
+    """
+
+    at_ms: int
+    run_id: str
+    version: str
+    batch: str
+    n_recordings: int
+    mean_error: float
+    interval_low: float
+    interval_high: float
+    unit: str
+    threshold: float | None
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of production.
+
+    Parameters
+    ----------
+    at_ms
+        Milliseconds since 1970.
+    event
+        One of the events above; a registry of an older pipeline may have none.
+    old, new
+        Numbers of the versions; None where there was no production before.
+    mean_error_before, mean_error_after, unit
+        Of both versions on the same recordings; None where nothing was measured.
+    who
+        User, machine, and whether a person sat at a terminal.
+    why
+        In words.
+    """
+
+    at_ms: int
+    event: str
+    old: int | None
+    new: int
+    mean_error_before: float | None
+    mean_error_after: float | None
+    unit: str
+    who: str
+    why: str
+
+
+@dataclass(frozen=True)
+class TrainingFile:
+    """One file that a version was trained on.
+
+    Parameters
+    ----------
+    name
+        In the training folder.
+    sha256
+        Of its content.
+    rows
+        Number of rows.
+    """
+
+    name: str
+    sha256: str
+    rows: int
+
+    def __post_init__(self) -> None:
+        kinds = {"name": str, "sha256": str, "rows": int}
+        wrong = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
+        if wrong:
+            raise TypeError(f"{', '.join(wrong)} of a training file")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files that a version was trained on, in order of their names."""
+
+    files: tuple[TrainingFile, ...]
+
+    @classmethod
+    def of(cls, hashes: Mapping[str, str], row_counts: Mapping[str, int]) -> Manifest:
+        """Return the manifest of files given as name -> SHA-256 and name -> rows."""
+        return cls(
+            tuple(TrainingFile(name, hashes[name], row_counts[name]) for name in sorted(hashes))
+        )
+
+    @property
+    def names(self) -> dict[str, str]:
+        """SHA-256 -> name."""
+        return {one.sha256: one.name for one in self.files}
+
+    def to_bytes(self) -> bytes:
+        """Return the JSON that is stored with the run."""
+        return json.dumps({"files": [asdict(one) for one in self.files]}, indent=1).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, source: str) -> Manifest:
+        """Read what `to_bytes` returned.
+
+        Raises
+        ------
+        PipelineError
+            If it is something else; `source` names the version.
+        """
+        try:
+            return cls(tuple(TrainingFile(**one) for one in json.loads(content)["files"]))
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            found = content[:60].decode(errors="replace")
+            raise unreadable(source, MANIFEST_FILE, found) from error
+
+
+# --- What a step leaves ---
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Recordings that a run used, and what for."""
+
+    manifest: Manifest
+    name: str
+    context: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What MLflow keeps of one step beside the tags of its run.
+
+    Parameters
+    ----------
+    metrics
+        Finite numbers.
+    params
+        Logged as text.
+    trends
+        Metric -> one value per step, from 1; the last one becomes the value of the run.
+    tables
+        File name ending in .json -> table whose named index becomes the first column.
+    files
+        Name -> content.
+    datasets
+        Which recordings the step used.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    trends: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    datasets: Sequence[Dataset] = ()

@@ -1,0 +1,253 @@
+"""A registered version that predicts with its own code, in a process of its own.
+
+A version carries the training module that made it. Where that is not the present one, its classes
+mean something else here or nothing at all: so its files are loaded by another Python process, with
+the packaged code before everything else. Predictions come back, row by row; errors are counted
+here, by one metric for both models. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retraining.errors import PipelineError, TryLaterError, stop_request
+from retraining.files import hash_file
+from retraining.training import Training
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+REQUIRED_COLUMNS = "required_columns"
+OPTIONAL_COLUMNS = "optional_columns"
+"""In the metadata of a stored model, because its signature need not name any."""
+
+PREDICT = """
+import json
+import sys
+
+import numpy
+import pandas
+from mlflow import pyfunc
+
+folder, source, target = sys.argv[1:]
+model = pyfunc.load_model(folder)
+with open(source) as recordings, open(target, "w") as predictions:
+    for recording in recordings:
+        rows = pandas.DataFrame(**json.loads(recording))
+        print(json.dumps(numpy.asarray(model.predict(rows)).tolist()), file=predictions)
+"""
+"""Run by the other process; MLflow puts the packaged code before all other."""
+PREDICT_IN_ENVIRONMENT = """
+import shlex
+import sys
+
+from mlflow.models.flavor_backend_registry import get_flavor_backend
+from mlflow.utils.process import ShellCommandException
+
+environment, script, folder, *words = sys.argv[1:]
+backend = get_flavor_backend(folder, env_manager=environment, create_env_root_dir=True)
+prepared = backend.prepare_env(folder)
+try:
+    prepared.execute(shlex.join(["python", script, folder, *words]))
+except ShellCommandException:
+    sys.exit(1)  # what the script said last says more
+"""
+"""The same with the packages of the version, in the environment that MLflow keeps for them."""
+
+
+class PackagedModel:
+    """A version's files, kept for as long as this object lives.
+
+    Parameters
+    ----------
+    folder
+        Verified files of the version; they are moved to a folder of this object.
+    number
+        Of the version, for messages.
+    environment
+        As MLflow names it: local, uv or virtualenv.
+
+    Raises
+    ------
+    TryLaterError
+        If its packages are to be installed and cannot be.
+    """
+
+    takes_all_columns = True
+    """The present training module does not know which ones this model needs."""
+
+    def __init__(self, folder: Path, number: int, environment: str) -> None:
+        owned = tempfile.mkdtemp(prefix="pipeline-model-")
+        weakref.finalize(self, shutil.rmtree, owned, ignore_errors=True)
+        self._folder = Path(shutil.move(folder, owned))
+        self._number = number
+        self._environment = environment
+        self._required, self._optional = columns_of_version(self._folder)
+        _forget_signature(self._folder)
+        if environment != "local":
+            self._install_packages()
+
+    def predict(self, rows: pd.DataFrame) -> np.ndarray:
+        """Return one prediction per row of one recording; see `predict_recordings`."""
+        return self.predict_recordings([rows])[0]
+
+    def predict_recordings(self, recordings: Sequence[pd.DataFrame]) -> list[np.ndarray]:
+        """Return one prediction per row of each recording: one process, one recording at a time.
+
+        Parameters
+        ----------
+        recordings
+            Raw rows, with at least the columns that the version needs.
+
+        Raises
+        ------
+        PipelineError
+            If a column is missing, or the other process fails.
+        """
+        import numpy as np
+
+        if not recordings:
+            return []
+        with tempfile.TemporaryDirectory(prefix="pipeline-predict-") as name:
+            source, target = Path(name, "recordings.json"), Path(name, "predictions.json")
+            with source.open("w") as stream:
+                stream.writelines(f"{self._as_json(rows)}\n" for rows in recordings)
+            self._run_predict(source, target)
+            predictions = [json.loads(line) for line in target.read_bytes().splitlines()]
+        return [np.asarray(one) for one in predictions]
+
+    def _as_json(self, rows: pd.DataFrame) -> str:
+        """Return rows on one line, in JSON and not CSV: a number comes back to the last bit."""
+        table = rows[self._columns(rows)]
+        try:
+            return json.dumps(table.to_dict("split", index=False))
+        except TypeError as error:
+            raise PipelineError(
+                f"the rows for version {self._number} hold what is no number, truth or text: "
+                f"{error}; let the training module read it as one of these"
+            ) from error
+
+    def _run_predict(self, source: Path, target: Path) -> None:
+        failure = f"version {self._number} does not predict with its own code"
+        words = [str(self._folder), str(source), str(target)]
+        if self._environment == "local":
+            remedy = "--champion-env uv rebuilds its packages as well"
+            run_beside(["-c", PREDICT, *words], failure, remedy)
+            return
+        script = source.with_name("predict_recordings.py")
+        script.write_text(PREDICT)
+        words = [PREDICT_IN_ENVIRONMENT, self._environment, str(script), *words]
+        run_beside(
+            ["-c", *words], failure, "make another version production: rollback --to VERSION"
+        )
+
+    def _install_packages(self) -> None:
+        """Install them where MLflow keeps such environments, unless it has this one."""
+        words = ["prepare-env", "--model-uri", str(self._folder), "--env-manager"]
+        run_beside(
+            ["-m", "mlflow", "models", *words, self._environment],
+            f"the packages of version {self._number} cannot be installed",
+            "the next run tries again; --champion-env local does without",
+            raises=TryLaterError,
+        )
+
+    def _columns(self, rows: pd.DataFrame) -> list[str]:
+        missing = sorted(set(self._required) - set(rows.columns))
+        if missing:
+            raise PipelineError(
+                f"version {self._number} needs the columns {', '.join(missing)}, which the "
+                "training module no longer reads; let it read them until another version is "
+                "production"
+            )
+        return [name for name in (*self._required, *self._optional) if name in rows.columns]
+
+
+def _forget_signature(folder: Path) -> None:
+    """Let a model have its rows as they are: MLflow would turn 1.5 to 1 by the types of a few."""
+    from mlflow.models import Model
+
+    model = Model.load(str(folder))
+    model.signature = None
+    model.save(str(folder / "MLmodel"))
+
+
+def columns_of_version(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the columns that a version needs, and those that it can do without."""
+    from mlflow.models import Model
+
+    model = Model.load(str(folder))
+    metadata = model.metadata or {}
+    if REQUIRED_COLUMNS in metadata:
+        return metadata[REQUIRED_COLUMNS], metadata[OPTIONAL_COLUMNS]
+    # An older version: its signature names them.
+    schema = model.get_input_schema()
+    return schema.required_input_names(), schema.optional_input_names()
+
+
+def run_beside(
+    words: list[str], failure: str, remedy: str, *, raises: type[PipelineError] = PipelineError
+) -> None:
+    """Run another Python process that finds nothing of this one's folders.
+
+    Parameters
+    ----------
+    failure
+        What it means if that fails, for the message.
+
+    Raises
+    ------
+    PipelineError
+        If it fails, with the last line that it said.
+    StoppedBySignal
+        If a signal came meanwhile: a terminal sends it to the other process, too.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    # Cron's path is short, and uv may be installed beside this interpreter.
+    beside = str(Path(sys.executable).parent)
+    environment["PATH"] = os.pathsep.join([beside, environment.get("PATH", os.defpath)])
+    with tempfile.TemporaryDirectory(prefix="pipeline-beside-") as folder:
+        done = subprocess.run(
+            [sys.executable, "-P", *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+    if done.returncode:
+        stop_request.obey()
+        last = (done.stderr.strip() or "it said nothing").splitlines()[-1][:300]
+        raise raises(f"{failure}: {last}; {remedy}")
+
+
+def needs_other_code(folder: Path, training: Training, packages: Any, environment: str) -> bool:
+    """Say whether a version was made by another training module, or by other packages.
+
+    Parameters
+    ----------
+    packages
+        Its requirements as they would be stored today.
+    environment
+        Packages are compared only if they could be rebuilt: not for "local".
+
+    Notes
+    -----
+    A version that carries no code, of an older pipeline, is loaded here.
+    """
+    if not (folder / "code").is_dir():
+        return False
+    code = folder / "code" / training.path.name
+    if not code.is_file() or hash_file(code) != training.code_sha256:
+        return True
+    requirements = (folder / "requirements.txt").read_text().split()
+    return environment != "local" and sorted(requirements) != sorted(packages)

@@ -1,0 +1,306 @@
+"""The pipeline's runs in MLflow: open them, write what a step leaves, find and close them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retraining.errors import TryLaterError
+from retraining.files import hash_bytes
+from retraining.registry.facts import (
+    FIRST_RUN,
+    INTERRUPTED,
+    METRIC_AFTER,
+    METRIC_BEFORE,
+    MONITORING_RUN,
+    OLDER_UNIT,
+    PROMOTION_RUN,
+    RETRAINING_RUN,
+    TAG_BATCH,
+    TAG_CHAMPION,
+    TAG_CYCLE,
+    TAG_EVENT,
+    TAG_FROM,
+    TAG_HOME,
+    TAG_OUTCOME,
+    TAG_TO,
+    TAG_UNIT,
+    TAG_WHO,
+    TAG_WHY,
+    TRAINED_WITH,
+    Change,
+    Dataset,
+    MonitoredBatch,
+    NotInRegistry,
+    RunRecord,
+    Tags,
+    unreadable,
+    whole_number,
+)
+from retraining.registry.store import NOT_THERE, REGISTER_FIRST, Connection
+from retraining.text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow.entities import Run
+
+ONE_SHORT_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
+MOST_RUNS = 1000
+NAN = float("nan")
+
+logger = logging.getLogger("pipeline")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of this model's experiment."""
+
+    connection: Connection
+
+    # --- Writing ---
+
+    def create_experiment(self) -> None:
+        """Create the experiment where it is missing."""
+        client, settings = self.connection.client, self.connection.settings
+        if client.get_experiment_by_name(self.connection.name) is None:
+            location = None if settings.is_on_server else settings.artifacts.as_uri()
+            client.create_experiment(self.connection.name, artifact_location=location)
+
+    @contextlib.contextmanager
+    def open(self, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+        """Open a run, give its id, and close it whatever happens."""
+        experiment_id = self._experiment_id()
+        mlflow, client = self.connection.mlflow, self.connection.client
+        active = mlflow.start_run(
+            experiment_id=experiment_id,
+            run_name=name,
+            tags={TAG_HOME: self.connection.home_tag, **tags},
+        )
+        try:
+            for twin in self._left_open(experiment_id):  # the reply to a POST was lost
+                if twin.info.run_id != active.info.run_id:
+                    client.set_terminated(twin.info.run_id, "KILLED")
+            yield active.info.run_id
+        except BaseException:
+            self._close_failed_run()
+            raise
+        mlflow.end_run()
+
+    def _close_failed_run(self) -> None:
+        """Try once and briefly: the first error counts, and tidying closes what stays open."""
+        before = {name: os.environ[name] for name in ONE_SHORT_TRY}
+        os.environ.update(ONE_SHORT_TRY)
+        try:
+            self.connection.mlflow.end_run("FAILED")
+        except (OSError, self.connection.mlflow.MlflowException) as error:
+            logger.info("the run stays open until the next start: %s", type(error).__name__)
+        finally:
+            os.environ.update(before)
+
+    def log(self, run_id: str, record: RunRecord) -> None:
+        """Write what a step leaves to the open run."""
+        mlflow = self.connection.mlflow
+        if record.metrics:
+            mlflow.log_metrics(dict(record.metrics))
+        if record.params:
+            mlflow.log_params(dict(record.params))
+        for name, values in record.trends.items():
+            self._log_trend(run_id, name, values)
+        for name, table in record.tables.items():
+            # MLflow looks for columns of objects; the text columns of pandas 3 are no such.
+            mlflow.log_table(table.reset_index().astype({table.index.name: object}), name)
+        for dataset in record.datasets:
+            self._log_dataset(dataset)
+        for name, content in record.files.items():
+            self.log_file(content, name, run_id)
+
+    def _log_trend(self, run_id: str, name: str, values: Any) -> None:
+        """Log a metric with its history, which MLflow draws as a line."""
+        from mlflow.entities import Metric
+
+        now = round(time.time() * 1000)
+        history = [Metric(name, value, now, step) for step, value in enumerate(values, 1)]
+        self.connection.client.log_batch(run_id, metrics=history)
+
+    def _log_dataset(self, dataset: Dataset) -> None:
+        import pandas as pd
+
+        files = dataset.manifest.files
+        table = pd.DataFrame([asdict(one) for one in files]).astype({"rows": float})
+        digest = hash_bytes(dataset.manifest.to_bytes())[:16]
+        mlflow = self.connection.mlflow
+        described = mlflow.data.from_pandas(table, name=dataset.name, digest=digest)
+        mlflow.log_input(described, context=dataset.context)
+
+    def log_file(self, content: bytes, name: str, run_id: str) -> None:
+        """Log a file to a run, also to one that has ended."""
+        with tempfile.TemporaryDirectory(prefix="pipeline-artifact-") as folder:
+            path = Path(folder, name)
+            path.write_bytes(content)
+            self.connection.client.log_artifact(run_id, str(path))
+
+    def log_figure(self, run_id: str, figure: Figure, name: str) -> None:
+        """Log a picture to a run, also to one that has ended."""
+        look = {"dpi": 150, "facecolor": "white"}
+        self.connection.client.log_figure(run_id, figure, name, save_kwargs=look)
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        """Tag a run, also one that has ended."""
+        self.connection.client.set_tag(run_id, key, value)
+
+    # --- Finding ---
+
+    def _experiment_id(self) -> str:
+        experiment = self.connection.client.get_experiment_by_name(self.connection.name)
+        if experiment is None or experiment.lifecycle_stage != "active":
+            store = printable(self.connection.settings.store_uri)
+            raise NotInRegistry(
+                f"the store {store} has no experiment {self.connection.name!r}; {REGISTER_FIRST}"
+            )
+        return str(experiment.experiment_id)
+
+    def _finished(self, name: str, tags: Mapping[str, str], limit: int = MOST_RUNS) -> list[Run]:
+        """Return finished runs with that name and these tags, the newest first."""
+        experiment = self.connection.client.get_experiment_by_name(self.connection.name)
+        if experiment is None:  # a registration that was cut off
+            return []
+        conditions = "".join(f" and tags.{key} = '{value}'" for key, value in tags.items())
+        return list(
+            self.connection.client.search_runs(
+                [experiment.experiment_id],
+                f"attributes.run_name = '{name}' and attributes.status = 'FINISHED'{conditions}",
+                max_results=limit,
+                order_by=["attributes.start_time DESC"],
+            )
+        )
+
+    def monitored(
+        self, tags: Mapping[str, str] | None = None, limit: int = MOST_RUNS
+    ) -> list[MonitoredBatch]:
+        """Return monitored batches whose runs carry these tags, the newest first."""
+        found = [_monitored(run) for run in self._finished(MONITORING_RUN, tags or {}, limit)]
+        return [one for one in found if one is not None]
+
+    def changes(self, tags: Mapping[str, str] | None = None) -> list[Change]:
+        """Return the changes of production whose runs carry these tags, the newest first."""
+        found = [_change(run) for run in self._finished(PROMOTION_RUN, tags or {})]
+        return [one for one in found if one is not None]
+
+    def trained_with(self, run_id: str) -> dict[str, int] | None:
+        """Return the folds and the seed of a training; None where nobody wrote them down."""
+        run = self.connection.client.get_run(run_id) if run_id else None
+        if run is None or run.info.run_name not in (RETRAINING_RUN, FIRST_RUN):
+            return None
+        params = Tags(run.data.params, f"run {run_id}")
+        if not all(name in params.values for name in TRAINED_WITH):
+            return None
+        return {name: params.integer(name) for name in TRAINED_WITH}
+
+    def artifact(self, run_id: str, name: str) -> bytes | None:
+        """Return a file of a run; None if there is none."""
+        client = self.connection.client
+        try:
+            names = {one.path for one in client.list_artifacts(run_id)} if run_id else set()
+        except self.connection.mlflow.MlflowException as error:
+            if error.error_code != NOT_THERE:
+                raise
+            names = set()
+        if name not in names:
+            return None
+        with tempfile.TemporaryDirectory(prefix="pipeline-artifact-") as folder:
+            try:
+                return Path(client.download_artifacts(run_id, name, folder)).read_bytes()
+            except self.connection.mlflow.MlflowException as error:
+                if not self.connection.settings.is_on_server:
+                    raise
+                # MLflow calls every failure a wrong path; this one was listed a moment ago.
+                raise TryLaterError(
+                    f"the MLflow server lists {name} of run {run_id} and does not give it: "
+                    f"{printable(error)}"
+                ) from error
+
+    # --- Tidying ---
+
+    def _left_open(self, experiment_id: str) -> list[Run]:
+        """Return the runs of this home that nobody closed."""
+        found = self.connection.client.search_runs([experiment_id], "attributes.status = 'RUNNING'")
+        return [run for run in found if run.data.tags.get(TAG_HOME) == self.connection.home_tag]
+
+    def close_left_over(self, cycle_id: str, production: int | None) -> None:
+        """End the runs that dead processes of this home left open.
+
+        Notes
+        -----
+        Called under the home's lock, so no run of this home can be alive. A promotion whose
+        alias did move is complete, even if the store failed right after: it belongs to the history.
+        """
+        client = self.connection.client
+        if client.get_experiment_by_name(self.connection.name) is None:
+            return
+        experiment_id = self._experiment_id()
+        promotions = client.search_runs(
+            [experiment_id],
+            f"attributes.run_name = '{PROMOTION_RUN}' and attributes.status != 'FINISHED' "
+            f"and tags.{TAG_CYCLE} = '{cycle_id}'",
+        )
+        left_over = {run.info.run_id: run for run in self._left_open(experiment_id)}
+        left_over |= {run.info.run_id: run for run in promotions}
+        for run in left_over.values():
+            is_promotion = run.info.run_name == PROMOTION_RUN
+            moved = is_promotion and run.data.tags.get(TAG_TO) == str(production)
+            status = "FINISHED" if moved else "KILLED"
+            logger.info("closing the run %s of a dead process as %s", run.info.run_name, status)
+            client.set_terminated(run.info.run_id, status)
+
+
+def _monitored(run: Run) -> MonitoredBatch | None:
+    """Return what a run `ModelMonitoring` has; None if it was cut off before it measured."""
+    metrics, tags = run.data.metrics, Tags(run.data.tags, f"run {run.info.run_id}")
+    if "mean_error" not in metrics:
+        return None
+    threshold = run.data.params.get("threshold")
+    try:
+        threshold_number = None if threshold is None else float(threshold)
+    except ValueError as error:
+        raise unreadable(tags.source, "the parameter 'threshold'", threshold) from error
+    return MonitoredBatch(
+        at_ms=int(run.info.start_time),
+        run_id=run.info.run_id,
+        version=tags.text(TAG_CHAMPION),
+        batch=tags.text(TAG_BATCH),
+        n_recordings=whole_number(
+            metrics.get("recordings", 0), tags.source, "the metric 'recordings'"
+        ),
+        mean_error=metrics["mean_error"],
+        interval_low=metrics.get("mean_error_low", NAN),
+        interval_high=metrics.get("mean_error_high", NAN),
+        unit=tags.text(TAG_UNIT, OLDER_UNIT),
+        threshold=threshold_number,
+        outcome=tags.text(TAG_OUTCOME, INTERRUPTED),
+    )
+
+
+def _change(run: Run) -> Change | None:
+    """Return what a run `ModelPromotion` has; None if it names no version."""
+    tags = Tags(run.data.tags, f"run {run.info.run_id}")
+    new = tags.integer_or_none(TAG_TO)
+    if new is None:
+        return None
+    return Change(
+        at_ms=int(run.info.start_time),
+        event=tags.text(TAG_EVENT),
+        old=tags.integer_or_none(TAG_FROM),
+        new=new,
+        mean_error_before=run.data.metrics.get(METRIC_BEFORE),
+        mean_error_after=run.data.metrics.get(METRIC_AFTER),
+        unit=tags.text(TAG_UNIT, OLDER_UNIT),
+        who=tags.text(TAG_WHO),
+        why=tags.text(TAG_WHY),
+    )

@@ -1,0 +1,330 @@
+"""The store: open it, create it, upgrade it, and say what its failures mean.
+
+MLflow is imported when a store is opened, not before, after its time limits are set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import sqlite3
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retraining.errors import PipelineError, TryLaterError
+from retraining.files import TEMPORARY_PREFIX, sync_file, sync_folder, written_whole
+from retraining.registry.facts import NotInRegistry
+from retraining.settings import Settings
+from retraining.text import printable
+
+HEALTH_SECONDS = 2.0
+DATABASE_SECONDS = 6
+OUTAGE_CODES = {
+    *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED"),
+    *("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"),
+}
+DATABASE_ERROR = re.compile(r"\(\w+\.\w*Error\)")
+"""SQLAlchemy puts the driver's error in brackets, not always into the first line."""
+OLDER_TEMPORARY_PREFIX = ".new-"
+"""Of a store that an older pipeline did not complete."""
+NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
+REGISTER_FIRST = "run: python register_first_model.py"
+NO_STORE_REMEDY = f"{REGISTER_FIRST}; or name the right home folder with --home"
+logger = logging.getLogger("pipeline")
+
+
+# --- Opening ---
+
+
+def prepare_environment() -> None:
+    """Set MLflow's time limits and switches where the operator did not; before its import.
+
+    Notes
+    -----
+    By default one call to a dead server takes four minutes, one to a hanging server twenty. With
+    these limits a server that stops answering costs at most 30 s, wherever it stops: 12 s for a
+    call, twice that where more files are downloaded than MLflow has threads, 2 s for closing.
+    """
+    for name, value in {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "6",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what it logs with a traceback, it raises as well
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """An open store, and what belongs to this home in it.
+
+    Parameters
+    ----------
+    settings
+        Name the store, the registered model and the home.
+    mlflow, client
+        MLflow's module and its client of this store.
+    home_tag
+        Marks the runs of this home.
+    """
+
+    settings: Settings
+    mlflow: Any
+    client: Any
+    home_tag: str
+
+    @property
+    def name(self) -> str:
+        """Of the experiment and of the registered model."""
+        return self.settings.model_name
+
+
+def connect(settings: Settings, *, create: bool = False) -> Connection:
+    """Open the store that the settings name; never create one, unless told so.
+
+    Parameters
+    ----------
+    create
+        An empty database of a server such as PostgreSQL may become a store; for a SQLite file
+        there is `create_store`.
+
+    Raises
+    ------
+    PipelineError
+        If there is no store, or an older one.
+    TryLaterError
+        If a server does not answer.
+    """
+    prepare_environment()
+    if settings.database is not None:
+        if not settings.database.is_file():
+            raise NotInRegistry(f"there is no store at {settings.database}; {NO_STORE_REMEDY}")
+        _check_schema(settings.database)
+    elif settings.is_on_server:
+        _check_health(settings.store_uri)
+    else:
+        _check_database(settings.store_uri, create=create)
+    import mlflow
+
+    mlflow.set_tracking_uri(settings.store_uri)
+    mlflow.set_registry_uri(settings.store_uri)
+    home_tag = f"{socket.gethostname()}:{settings.home}"
+    return Connection(settings, mlflow, mlflow.MlflowClient(), home_tag)
+
+
+# --- Creating and upgrading a SQLite store ---
+
+
+def create_store(settings: Settings) -> None:
+    """Create a SQLite store: in a temporary file, renamed when complete.
+
+    Parameters
+    ----------
+    settings
+        Name the store; nothing happens if it exists, or if it is no SQLite file.
+    """
+    prepare_environment()
+    database = settings.database
+    if database is None or database.exists():
+        return
+    settings.artifacts.mkdir(parents=True, exist_ok=True)
+    folder = database.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for prefix in (TEMPORARY_PREFIX, OLDER_TEMPORARY_PREFIX):
+        for left_over in folder.glob(f"{prefix}*"):  # the journal of one, too
+            left_over.unlink()
+    logger.info("creating the store %s", database)
+    with written_whole(database, mode=0o600) as temporary:
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        store = SqlAlchemyStore(f"sqlite:///{temporary}", settings.artifacts.as_uri())
+        store.engine.dispose()
+
+
+def upgrade_store(settings: Settings) -> str:
+    """Bring the embedded store to the schema of the installed MLflow; return what was done.
+
+    Raises
+    ------
+    PipelineError
+        If there is no embedded store, or the migrated copy is damaged.
+
+    Notes
+    -----
+    A copy is migrated and checked, then renamed over the store; the old one stays as a backup.
+    """
+    prepare_environment()
+    database = settings.database
+    if database is None:
+        raise PipelineError(
+            f"{printable(settings.store_uri)} is no SQLite file; "
+            "run on its server: mlflow db upgrade URI"
+        )
+    if not database.is_file():
+        raise NotInRegistry(f"there is no store at {database}; {NO_STORE_REMEDY}")
+    before, needed = _schema_of(database), _schema_needed()
+    if before == needed:
+        return f"{database} has schema {before} already; nothing to do"
+    backup = database.with_name(f"{database.name}.{before or 'none'}.backup")
+    copy = database.with_name(".upgrading.db")
+    _copy_database(database, copy)
+    if not backup.exists():
+        _copy_database(database, copy.with_suffix(".backup"))
+        copy.with_suffix(".backup").rename(backup)
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(f"sqlite:///{copy}", settings.artifacts.as_uri()).engine.dispose()
+    with contextlib.closing(sqlite3.connect(copy)) as connection:
+        state = connection.execute("PRAGMA integrity_check").fetchone()[0]
+    if state != "ok" or _schema_of(copy) != needed:
+        raise PipelineError(
+            f"the upgraded copy {copy} is damaged ({state}); the store is unchanged"
+        )
+    sync_file(copy)
+    copy.rename(database)
+    sync_folder(database.parent)
+    return f"{database}: schema {before or 'none'} -> {needed}; the old store is {backup.name}"
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    for left_over in target.parent.glob(f"{target.name}*"):  # a stale journal would be replayed
+        left_over.unlink()
+    with (
+        contextlib.closing(sqlite3.connect(f"{source.as_uri()}?mode=rw", uri=True)) as original,
+        contextlib.closing(sqlite3.connect(target)) as copy,
+    ):
+        original.backup(copy)
+
+
+def _schema_needed() -> str:
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    migrations = Path(mlflow.__file__).parent / "store" / "db_migrations"
+    return str(ScriptDirectory(str(migrations)).get_current_head())
+
+
+def _schema_of(database: Path) -> str:
+    """Return a store's schema; not read-only, for a dead process may have left a journal."""
+    with contextlib.closing(
+        sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True)
+    ) as connection:
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return str(row[0]) if row else ""
+
+
+# --- Is it there, and of this MLflow? ---
+
+
+def _check_schema(database: Path) -> None:
+    """Refuse a store of another MLflow: opening it would migrate it, without a backup."""
+    try:
+        found = _schema_of(database)
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            raise TryLaterError(f"{database} is locked by another process") from error
+        raise PipelineError(
+            f"{database} is not a readable MLflow store ({error}); restore it from a backup"
+        ) from error
+    needed = _schema_needed()
+    if found != needed:
+        raise PipelineError(
+            f"{database} has schema {found or 'none'}, the installed MLflow needs {needed}; "
+            "run: python pipeline_orchestrator.py upgrade-store"
+        )
+
+
+def _check_health(uri: str) -> None:
+    """Ask a server whether it is there before MLflow spends its retries on it."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    address = f"{printable(uri).rstrip('/')}/health"
+    try:
+        with urllib.request.urlopen(address, timeout=HEALTH_SECONDS):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            return
+        reason: object = error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = error
+    raise TryLaterError(f"the MLflow server {printable(uri)} does not answer: {reason}")
+
+
+def _check_database(uri: str, *, create: bool) -> None:
+    """Refuse a database that does not answer, is empty or of another MLflow; before MLflow does."""
+    import sqlalchemy
+
+    is_postgresql = uri.startswith("postgresql")
+    try:
+        patience = {"connect_timeout": DATABASE_SECONDS} if is_postgresql else {}
+        engine = sqlalchemy.create_engine(uri, connect_args=patience)
+        with engine.connect() as connection:
+            has_store = sqlalchemy.inspect(connection).has_table("alembic_version")
+            version = sqlalchemy.text("SELECT version_num FROM alembic_version")
+            found = connection.execute(version).scalar() if has_store else None
+        engine.dispose()
+    except ModuleNotFoundError as error:
+        raise PipelineError(
+            f"{printable(uri)} needs the package {error.name}; install it with pip"
+        ) from error
+    except sqlalchemy.exc.OperationalError as error:
+        reason = printable(str(error.orig).splitlines()[0])
+        raise TryLaterError(f"the database {printable(uri)} does not answer: {reason}") from error
+    if not has_store and not create:
+        raise NotInRegistry(f"the database {printable(uri)} is empty; {REGISTER_FIRST}")
+    needed = _schema_needed()
+    if has_store and found != needed:
+        raise PipelineError(
+            f"{printable(uri)} has schema {found or 'none'}, the installed MLflow needs "
+            f"{needed}; make a backup, then run: mlflow db upgrade URI"
+        )
+
+
+# --- What its failures mean ---
+
+
+def as_pipeline_error(error: Exception, settings: Settings) -> PipelineError | None:
+    """Return what an operator should read for a failure outside our code; None for a bug."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    cause = next((line for line in lines if DATABASE_ERROR.search(line)), lines[0])
+    text = printable(cause, 300)
+    if "mlflow" in sys.modules and _comes_from_store(error):
+        store = printable(settings.store_uri)
+        if is_outage(error):
+            return TryLaterError(f"the MLflow store {store} failed: {text}")
+        return PipelineError(f"the MLflow store {store} refused: {text}")
+    if isinstance(error, OSError):
+        return PipelineError(f"{text}; check the disk and the rights of {settings.home}")
+    return None
+
+
+def _comes_from_store(error: Exception) -> bool:
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    return isinstance(error, MlflowException | RequestException)
+
+
+def is_outage(error: Exception) -> bool:
+    """Say whether what a store raised may be gone at the next run; a refusal comes again."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    if isinstance(error, MlflowException):
+        # The client repeats a POST whose reply was lost, and the store has its row already.
+        return error.error_code in OUTAGE_CODES or "IntegrityError" in str(error)
+    if isinstance(error, RequestException):
+        return error.response is None or error.response.status_code >= 500
+    return False

@@ -1,0 +1,217 @@
+"""The versions of the registered model: find them, read what they were trained on, create them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from retraining.files import hash_bytes
+from retraining.registry.facts import (
+    MANIFEST_FILE,
+    MONITORING_RUN,
+    OUT_OF_FOLD_FILE,
+    PRODUCTION,
+    REPORT_FILE,
+    TAG_ARTIFACT_HASH,
+    TAG_CODE,
+    TAG_CYCLE,
+    TAG_MANIFEST_HASH,
+    TAG_METRIC,
+    TAG_MODULE,
+    TAG_VERDICT,
+    VERDICT_REJECT,
+    Manifest,
+    NotInRegistry,
+    RegisteredVersion,
+    damaged,
+    numbers_by_name,
+    unreadable,
+)
+from retraining.registry.runs import Runs
+from retraining.registry.store import NOT_THERE, Connection
+from retraining.registry.stored_models import StoredModels
+from retraining.training import TrainedModel, Training
+
+MODEL_DESCRIPTION = (
+    f"Versions come from the retraining pipeline. {PRODUCTION!r} is the one in use, the alias of "
+    "the one before is 'previous_production'. The description of a version says what became of "
+    "it; the comparison with the champion of its day is in comparison.json of its run, the page "
+    f"of a cycle in {REPORT_FILE} of its {MONITORING_RUN}."
+)
+
+logger = logging.getLogger("pipeline")
+
+
+@dataclass(frozen=True)
+class Versions:
+    """The versions of this model."""
+
+    connection: Connection
+    runs: Runs
+    models: StoredModels
+
+    # --- Finding ---
+
+    def model_exists(self) -> bool:
+        """Say whether the registered model is there."""
+        client, name = self.connection.client, self.connection.name
+        return bool(client.search_registered_models(f"name = '{name}'"))
+
+    def alias(self, alias: str) -> int | None:
+        """Return the number of the version with that alias, None where there is none."""
+        if not self.model_exists():
+            return None
+        model = self.connection.client.get_registered_model(self.connection.name)
+        number = model.aliases.get(alias)
+        return None if number is None else int(number)
+
+    def get(self, number: int) -> RegisteredVersion:
+        """Return one version.
+
+        Raises
+        ------
+        NotInRegistry
+            If there is none of that number.
+        """
+        name = self.connection.name
+        try:
+            found = self.connection.client.get_model_version(name, str(number))
+        except self.connection.mlflow.MlflowException as error:
+            if error.error_code != NOT_THERE:
+                raise
+            raise NotInRegistry(f"there is no version {number} of {name!r}") from error
+        return _version(found)
+
+    def all(self) -> list[RegisteredVersion]:
+        """Return all versions, the newest first."""
+        return sorted(self.with_tags({}), key=lambda version: -version.number)
+
+    def with_tags(self, tags: Mapping[str, str]) -> list[RegisteredVersion]:
+        """Return the versions that carry these tags."""
+        conditions = "".join(f" and tags.{key} = '{value}'" for key, value in tags.items())
+        found = self.connection.client.search_model_versions(
+            f"name = '{self.connection.name}'{conditions}"
+        )
+        return [_version(one) for one in found]
+
+    def manifest(self, version: RegisteredVersion) -> Manifest:
+        """Return the files that a version was trained on.
+
+        Raises
+        ------
+        PipelineError
+            If it is missing or was changed.
+        """
+        content = self.runs.artifact(version.run_id, MANIFEST_FILE)
+        expected = version.tags.get(TAG_MANIFEST_HASH)
+        source = f"version {version.number}"
+        if content is None:
+            raise unreadable(source, MANIFEST_FILE, None)
+        if expected and hash_bytes(content) != expected:
+            raise damaged(source, MANIFEST_FILE, "is not the one that was registered")
+        return Manifest.from_bytes(content, source)
+
+    def out_of_fold_errors(
+        self, version: RegisteredVersion, training: Training
+    ) -> dict[str, float]:
+        """Return SHA-256 of a recording -> error of a model that never saw it.
+
+        Empty for a version without such errors, and if they were counted by another metric.
+        """
+        if version.read.text(TAG_METRIC, training.error_name) != training.error_name:
+            return {}
+        content = self.runs.artifact(version.run_id, OUT_OF_FOLD_FILE)
+        if content is None:
+            return {}
+        return numbers_by_name(content, f"version {version.number}", OUT_OF_FOLD_FILE)
+
+    # --- Writing ---
+
+    def create_model(self) -> None:
+        """Create the registered model where it is missing."""
+        if not self.model_exists():
+            self.connection.client.create_registered_model(
+                self.connection.name, description=MODEL_DESCRIPTION
+            )
+
+    def register(
+        self,
+        trained: TrainedModel,
+        *,
+        run_id: str,
+        training: Training,
+        manifest: Manifest,
+        tags: Mapping[str, str],
+    ) -> RegisteredVersion:
+        """Log a model and its manifest to the open run, then register it as a new version.
+
+        Notes
+        -----
+        The client repeats a POST whose reply was lost; of versions with one cycle id only the
+        one returned stays.
+
+        Raises
+        ------
+        PipelineError
+            If the model holds a type that its module does not trust or that its packages do not
+            bring, or the module's file changed.
+        """
+        training.check_unchanged()
+        training.check_packages()
+        # The files first: a version is there only when everything that it names is.
+        content = manifest.to_bytes()
+        self.runs.log_file(content, MANIFEST_FILE, run_id)
+        logged = self.models.log(trained.model, trained.input_example, training, run_id)
+        created = self.connection.client.create_model_version(
+            self.connection.name,
+            logged.uri,
+            run_id=run_id,
+            model_id=logged.model_id,
+            tags={
+                **tags,
+                TAG_ARTIFACT_HASH: logged.digest,
+                TAG_MANIFEST_HASH: hash_bytes(content),
+                TAG_MODULE: training.name,
+                TAG_CODE: training.code_sha256,
+                TAG_METRIC: training.error_name,
+            },
+        )
+        for twin in self.with_tags({TAG_CYCLE: tags[TAG_CYCLE]}):
+            if twin.number != int(created.version):
+                self.delete(twin.number)
+        return self.get(int(created.version))
+
+    def describe(self, number: int, text: str) -> None:
+        """Set the description of a version."""
+        self.connection.client.update_model_version(self.connection.name, str(number), text)
+
+    def set_tag(self, number: int, key: str, value: str) -> None:
+        """Tag a version."""
+        client = self.connection.client
+        client.set_model_version_tag(self.connection.name, str(number), key, value)
+
+    def delete(self, number: int) -> None:
+        """Delete a version."""
+        self.connection.client.delete_model_version(self.connection.name, str(number))
+
+    def delete_unfinished(self, cycle_id: str, kept: set[int | None]) -> None:
+        """Delete what a dead cycle registered without bringing it to an end.
+
+        Versions that are `kept`, because of an alias, and rejected ones stay.
+        """
+        for version in self.with_tags({TAG_CYCLE: cycle_id}):
+            if version.number in kept or version.tags.get(TAG_VERDICT) == VERDICT_REJECT:
+                continue
+            logger.info("deleting version %d of a cycle that was cut off", version.number)
+            self.delete(version.number)
+
+
+def _version(found: Any) -> RegisteredVersion:
+    return RegisteredVersion(
+        int(found.version),
+        str(found.run_id or ""),
+        dict(found.tags),
+        int(found.creation_timestamp),
+    )

@@ -1,0 +1,686 @@
+"""The contract with the training module, and the only way to it.
+
+A training module is one file of Python. It describes: what a recording is, what is learnt from it,
+how a model is fitted and how errors are counted. It does not split, score or parallelise; that is
+done by `cross_validation`, for every module alike. `CONTRACT` lists what a module must have and
+what it may have; everything else of the pipeline knows it through `Training`. Nothing heavy is
+imported here, until a module is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from retraining.errors import PipelineError
+from retraining.files import hash_bytes, hash_file, read_regular_file
+from retraining.settings import Settings
+from retraining.text import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+ERROR = "error"
+"""Column of every table of errors in the pipeline, whatever the module calls it."""
+TRUE_COUNT, PREDICTED_COUNT = "true_count", "predicted_count"
+"""Columns that a table of errors may have beside it, where the error is one of counts."""
+FILE = "file"
+"""Column with the name of the recording that a row belongs to."""
+SEE = "see docs/own_model.md"
+NO_MISTAKES = (OSError, MemoryError, PipelineError)
+CLUSTER_PACKAGES = ("distributed", "concurrent")
+"""A full disk, a signal or a lost cluster raise these, or something of these packages."""
+
+
+# --- The contract ---
+
+TEXTS, TEXT, NUMBER, TRUTH, PATH = "texts", "text", "number", "true or false", "path"
+KINDS: Mapping[str, tuple[type, ...]] = {
+    TEXTS: (tuple, list),
+    TEXT: (str,),
+    NUMBER: (int, float),
+    TRUTH: (bool,),
+    PATH: (str, Path),
+}
+NEEDED = object()
+"""Instead of a default."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name that a training module has or may have.
+
+    Parameters
+    ----------
+    name
+        In the module.
+    kind
+        One of `KINDS`, or the arguments that a function is called with.
+    words
+        What it is, for docs/own_model.md.
+    default
+        What holds without it; `NEEDED` if there is no doing without.
+    """
+
+    name: str
+    kind: str | tuple[str, ...]
+    words: str
+    default: Any = NEEDED
+
+    @property
+    def signature(self) -> str:
+        """Its name, with the arguments of a function."""
+        return self.name if isinstance(self.kind, str) else f"{self.name}({', '.join(self.kind)})"
+
+
+CONTRACT = (
+    Entry(
+        "MODEL_COLUMNS",
+        TEXTS,
+        "the columns of rows that a model takes; with `file` if it wants the recording's name",
+    ),
+    Entry(
+        "TRUSTED_TYPES",
+        TEXTS,
+        "the types beyond skops' own list that a stored model holds; `check` names missing ones",
+    ),
+    Entry(
+        "PACKAGES",
+        TEXTS,
+        "names of the installed distributions that a stored model needs to predict",
+    ),
+    Entry("ERROR_NAME", TEXT, "the error in words, such as `error rate`"),
+    Entry("ERROR_UNIT", TEXT, "its unit, such as `%`"),
+    Entry("ERROR_COLUMN", TEXT, "its column in the table of `count_errors`; 0 is best"),
+    Entry("THRESHOLD", NUMBER, "the mean error above which to retrain, in that unit"),
+    Entry(
+        "parse_ground_truth",
+        ("content", "name"),
+        "the bytes of a file in, a table with one row per observation out; a `ValueError` says "
+        "what is wrong, and the file is rejected with it (its attributes `what` and `remedy`, if "
+        "it has them, are shown as these two)",
+    ),
+    Entry(
+        "fit",
+        ("examples", "random_state"),
+        "the examples of the training recordings, one below the other, in; a fitted scikit-learn "
+        "estimator out, whose `predict(rows)` takes the rows of one whole recording and returns "
+        "one prediction per row. The same arguments give the same model. A `ValueError` says what "
+        "the recordings lack",
+    ),
+    Entry(
+        "count_errors",
+        ("rows", "predicted"),
+        "rows with the truth and a prediction for each in; a table out whose index is `file`, one "
+        "row with the error per recording (and `true_count` and `predicted_count`, where "
+        "something is counted)",
+    ),
+    Entry(
+        "examples",
+        ("rows",),
+        "what `fit` learns from one recording: a table, its features and labels; kept for the "
+        "next retraining, and compared in the report. Without it: the rows themselves",
+        None,
+    ),
+    Entry(
+        "LABEL_COLUMN",
+        TEXT,
+        "the column of the examples that is to be predicted: the report leaves it out of the "
+        "features, and tells what a model relies on",
+        "",
+    ),
+    Entry(
+        "predict_examples",
+        ("model", "examples"),
+        "what a model predicts for examples without their label, for what it relies on. Without "
+        "it: `model.predict(examples)`",
+        None,
+    ),
+    Entry(
+        "session",
+        ("rows",),
+        "a text; recordings of one session are never split between training and test. Without "
+        "it: each recording is a session of its own",
+        None,
+    ),
+    Entry(
+        "predict_without_a_model",
+        ("rows",),
+        "predictions that every challenger must beat. Without it: no such criterion",
+        None,
+    ),
+    Entry(
+        "data_quality_note",
+        ("rows",),
+        "what a person should know of a recording that is odd but usable, in a text",
+        None,
+    ),
+    Entry("COUNTED_THINGS", TEXT, "what the error counts, in the plural, for the report", ""),
+    Entry("DESCRIBED_THINGS", TEXT, "what an example is, in the plural, for the report", "rows"),
+    Entry("FEATURES_IN_WORDS", TEXT, "what the features of examples are, for the report", ""),
+    Entry(
+        "parse_unlabelled",
+        ("content", "name"),
+        "as `parse_ground_truth`, of a file that nobody has checked, for `predict`. Without it: "
+        "`parse_ground_truth`",
+        None,
+    ),
+    Entry(
+        "verdicts",
+        ("rows", "model"),
+        "what `predict` prints of a recording: a table. Without it: the prediction of each row",
+        None,
+    ),
+    Entry(
+        "verdicts_in_words",
+        ("rows", "verdicts"),
+        "the line that `predict` says of a recording. Without it: how many rows it has",
+        None,
+    ),
+    Entry("MODEL_OPTIONAL_COLUMNS", TEXTS, "columns that a model takes where they are there", ()),
+    Entry(
+        "MODEL_CHECKS_ROWS",
+        TRUTH,
+        "true if the model itself refuses bad rows: then a served one gets what clients send as it "
+        "is, and its signature names no input columns",
+        False,
+    ),
+    Entry(
+        "as_row_model",
+        ("model",),
+        "what becomes of the unpickled first model: one with `predict(rows)`, or a `ValueError`. "
+        "Without it: it stays as it is",
+        None,
+    ),
+    Entry(
+        "FIRST_MODEL_PATH",
+        PATH,
+        "where the first model lies in the home folder. Without it: model/NAME.pkl",
+        "",
+    ),
+)
+"""What a training module must have (no default) and may have."""
+BY_NAME = {entry.name: entry for entry in CONTRACT}
+
+
+def _said(name: str) -> Any:
+    """Return an accessor of what the module says, or of the contract's default."""
+    entry = BY_NAME[name]
+    return property(lambda self: self.said(name), doc=entry.words)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A fitted model and what is known of its errors.
+
+    Parameters
+    ----------
+    model
+        Fitted on all recordings.
+    out_of_fold
+        One row per recording (index `file`, column `error`): by a model that never saw it.
+    in_sample
+        The same, by `model` itself.
+    input_example
+        A few rows as `model.predict` takes them.
+    row_counts
+        Recording -> number of rows.
+    data_quality
+        Recording -> note.
+    examples
+        Of all recordings, one below the other; the index is the recording.
+    importance
+        Index: features; columns `mean` and `deviation` over the folds of what more is wrong
+        without each of them. None where the contract does not tell.
+    """
+
+    model: Any
+    out_of_fold: pd.DataFrame
+    in_sample: pd.DataFrame
+    input_example: pd.DataFrame
+    row_counts: Mapping[str, int]
+    data_quality: Mapping[str, str]
+    examples: pd.DataFrame
+    importance: pd.DataFrame | None
+
+    @property
+    def mean_error(self) -> float:
+        """Mean of the out-of-fold errors."""
+        return float(self.out_of_fold[ERROR].mean())
+
+
+@dataclass(frozen=True)
+class Training:
+    """A loaded training module, as the pipeline sees it.
+
+    Parameters
+    ----------
+    module
+        Checked against `CONTRACT`.
+    path
+        Its file.
+    code_sha256
+        Of that file when it was loaded.
+    """
+
+    module: Any
+    path: Path
+    code_sha256: str
+
+    error_name = _said("ERROR_NAME")
+    error_unit = _said("ERROR_UNIT")
+    error_column = _said("ERROR_COLUMN")
+    threshold = _said("THRESHOLD")
+    counted_things = _said("COUNTED_THINGS")
+    described_things = _said("DESCRIBED_THINGS")
+    features_in_words = _said("FEATURES_IN_WORDS")
+    label_column = _said("LABEL_COLUMN")
+    trusted_types = _said("TRUSTED_TYPES")
+    optional_columns = _said("MODEL_OPTIONAL_COLUMNS")
+    checks_rows = _said("MODEL_CHECKS_ROWS")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process by name: it imports the module itself."""
+        return _in_another_process, (self.name, self.path, self.code_sha256)
+
+    @property
+    def name(self) -> str:
+        """The name under which stored models refer to it."""
+        return self.path.stem
+
+    def said(self, name: str) -> Any:
+        """Return what the module has under a name of the contract, or the default."""
+        return getattr(self.module, name, BY_NAME[name].default)
+
+    # --- Its mistakes ---
+
+    def breach(self, what: str) -> PipelineError:
+        """Return the error that says where the module does not keep the contract."""
+        return PipelineError(f"{self.path.name}: {what}; {SEE}")
+
+    @contextlib.contextmanager
+    def mistakes_told(
+        self, function: str, *, but: tuple[type[Exception], ...] = ()
+    ) -> Iterator[None]:
+        """Say in one line where the module fails, rather than with our traceback around it."""
+        try:
+            yield
+        except Exception as error:
+            package = type(error).__module__.partition(".")[0]
+            if isinstance(error, (*but, *NO_MISTAKES)) or package in CLUSTER_PACKAGES:
+                raise
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == str(self.path)]
+            place = f", line {lines[-1]}" if lines else ""
+            raise PipelineError(
+                f"{self.path.name}{place}: {function} fails: {type(error).__name__}: "
+                f"{printable(error)}"
+            ) from error
+
+    # --- Errors ---
+
+    def errors(self, model: Any, recordings: Sequence[pd.DataFrame]) -> pd.DataFrame:
+        """Let a model predict whole recordings, one at a time; return the error of each.
+
+        Parameters
+        ----------
+        model
+            Of this module, or a `PackagedModel`, which chooses its columns itself.
+        recordings
+            Rows of one recording each, as `parse` returned them.
+
+        Raises
+        ------
+        PipelineError
+            If the module fails, or what it returns is no table of errors.
+        """
+        import pandas as pd
+
+        pairs = zip(recordings, self.predictions(model, recordings), strict=True)
+        return pd.concat([self._counted(rows, predicted) for rows, predicted in pairs])
+
+    def predictions(self, model: Any, recordings: Sequence[pd.DataFrame]) -> list[Any]:
+        """Let a model predict whole recordings, one at a time; see `errors`."""
+        in_one_go = getattr(model, "predict_recordings", None)
+        if in_one_go is not None:
+            return list(in_one_go(recordings))
+        return [self.predict(model, rows) for rows in recordings]
+
+    def predict(self, model: Any, rows: pd.DataFrame) -> np.ndarray:
+        """Let a model of this module predict one recording, without the truth."""
+        with self.mistakes_told("predict"):
+            predicted = model.predict(rows[self.columns_of(rows)])
+        # A single one would be compared with every row, and look like an answer.
+        n_predicted = len(predicted) if hasattr(predicted, "__len__") else "no list of"
+        if n_predicted != len(rows):
+            raise self.breach(f"predict gave {n_predicted} predictions for {len(rows)} rows")
+        return predicted
+
+    def errors_without_a_model(self, rows: pd.DataFrame) -> pd.DataFrame | None:
+        """Return what a model must beat on a recording; None where the module does not say."""
+        predict = self.said("predict_without_a_model")
+        if predict is None:
+            return None
+        with self.mistakes_told("predict_without_a_model"):
+            predicted = predict(rows)
+        return self._counted(rows, predicted)
+
+    def _counted(self, rows: pd.DataFrame, predicted: Any) -> pd.DataFrame:
+        """Return one error per recording: a number from 0, or a wrong one would look healthy."""
+        with self.mistakes_told("count_errors"):
+            table = self.module.count_errors(rows, predicted)
+        column = self.error_column
+        if column not in getattr(table, "columns", ()):
+            raise self.breach(f"the table of count_errors has no column {column!r}")
+        table = table.rename(columns={column: ERROR}).rename_axis(FILE)
+        if not table.index.is_unique or set(table.index) != set(rows[FILE].unique()):
+            raise self.breach("the table of count_errors must have one row for each file")
+        errors = table[ERROR]
+        if errors.dtype.kind in "iuf":
+            errors = errors[~errors.between(0, sys.float_info.max)]
+        if len(errors):
+            raise self.breach(
+                f"count_errors gave the error {errors.iloc[0]}; it must be a number, at least 0, "
+                "which is best"
+            )
+        return table
+
+    # --- Recordings ---
+
+    def columns_of(self, rows: pd.DataFrame) -> list[str]:
+        """Return the columns of rows that a model is given, never the truth."""
+        names = dict.fromkeys((*self.said("MODEL_COLUMNS"), *self.optional_columns))
+        return [name for name in names if name in rows]
+
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        """What a model cannot do without."""
+        optional = self.optional_columns
+        return tuple(name for name in self.said("MODEL_COLUMNS") if name not in optional)
+
+    def parse(self, content: bytes, name: str) -> pd.DataFrame:
+        """Return the rows of one recording, with its name in the column `file`.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be read without guessing.
+        PipelineError
+            If the module fails, or returns no table of this file.
+        """
+        return self._parsed("parse_ground_truth", content, name)
+
+    def parse_unlabelled(self, content: bytes, name: str) -> pd.DataFrame:
+        """Return the rows of a recording that nobody has checked; as `parse`."""
+        reader = "parse_unlabelled" if self.said("parse_unlabelled") else "parse_ground_truth"
+        return self._parsed(reader, content, name)
+
+    def _parsed(self, reader: str, content: bytes, name: str) -> pd.DataFrame:
+        import csv
+
+        try:
+            with self.mistakes_told(
+                reader, but=(ValueError, LookupError, StopIteration, csv.Error)
+            ):
+                rows = self.said(reader)(content, name)
+        except (LookupError, StopIteration, csv.Error) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if not hasattr(rows, "columns"):
+            raise self.breach(f"{reader} returned no table but {type(rows).__name__}")
+        if FILE not in rows:
+            return rows.assign(file=name)
+        if not (rows[FILE] == name).all():
+            raise self.breach(f"the column {FILE!r} must hold the name of the file; rename yours")
+        return rows
+
+    def read(self, path: Path, max_file_mb: float) -> tuple[pd.DataFrame, str]:
+        """Return the rows of a file and the SHA-256 of its content.
+
+        Raises
+        ------
+        ValueError
+            As `parse` and `files.read_regular_file`.
+        """
+        content = read_regular_file(path, max_file_mb)
+        return self.parse(content, path.name), hash_bytes(content)
+
+    def data_quality_note(self, rows: pd.DataFrame) -> str:
+        """Say what a person should know of a recording, or return an empty text."""
+        note = self.said("data_quality_note")
+        with self.mistakes_told("data_quality_note"):
+            return str(note(rows)) if note else ""
+
+    def examples(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Return what a model learns from one recording."""
+        make = self.said("examples")
+        if make is None:
+            return rows
+        with self.mistakes_told("examples"):
+            table = make(rows)
+        if not hasattr(table, "columns"):
+            raise self.breach(f"examples returned no table but {type(table).__name__}")
+        return table
+
+    def features(self, examples: pd.DataFrame) -> pd.DataFrame:
+        """Return examples without what is to be predicted and without the recording's name."""
+        return examples.drop(columns=[self.label_column, FILE], errors="ignore")
+
+    def session(self, rows: pd.DataFrame) -> str:
+        """Return what must not be split between training and test; empty where nothing is said."""
+        session = self.said("session")
+        with self.mistakes_told("session"):
+            return str(session(rows)) if session else ""
+
+    # --- Models ---
+
+    def fit(self, examples: pd.DataFrame, random_state: int) -> Any:
+        """Return a model fitted on examples.
+
+        Raises
+        ------
+        PipelineError
+            If they do not suffice, or the module fails.
+        """
+        try:
+            with self.mistakes_told("fit", but=(ValueError,)):
+                model = self.module.fit(examples, random_state)
+        except ValueError as error:
+            raise PipelineError(f"cannot train: {printable(error)}") from error
+        if not hasattr(model, "predict"):
+            raise self.breach(f"fit returned a {type(model).__name__}, which cannot predict")
+        return model
+
+    def predict_examples(self, model: Any, examples: pd.DataFrame) -> np.ndarray:
+        """Return what a model predicts for examples without their label."""
+        predict = self.said("predict_examples")
+        if predict is None and self.said("examples") is None:
+            return self.predict(model, examples)  # they are rows
+        with self.mistakes_told("predict_examples"):
+            return predict(model, examples) if predict else model.predict(examples)
+
+    @property
+    def first_model_path(self) -> Path:
+        """Where the first model lies in a home folder."""
+        return Path(self.said("FIRST_MODEL_PATH") or Path("model", f"{self.name}.pkl"))
+
+    def as_row_model(self, model: Any) -> Any:
+        """Return what was unpickled as a model of rows.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be one.
+        """
+        convert = self.said("as_row_model")
+        if convert:
+            with self.mistakes_told("as_row_model", but=(ValueError,)):
+                return convert(model)
+        if not hasattr(model, "predict"):
+            raise ValueError(f"it holds a {type(model).__name__}, which cannot predict")
+        return model
+
+    def package_versions(self) -> dict[str, str]:
+        """Return the installed version of each package that a stored model needs.
+
+        Raises
+        ------
+        PipelineError
+            If one is not installed.
+        """
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return {name: version(name) for name in self.said("PACKAGES")}
+        except PackageNotFoundError as error:
+            raise PipelineError(
+                f"{self.path}: PACKAGES names {error.name}, not installed; {SEE}"
+            ) from error
+
+    def maker(self) -> str:
+        """Return what a kept table depends on beside the recording: this code and its packages."""
+        from importlib.metadata import version
+
+        packages = self.package_versions() | {"pandas": version("pandas")}
+        return hash_bytes(repr([self.code_sha256, sorted(packages.items())]).encode())[:16]
+
+    def check_packages(self) -> None:
+        """Refuse PACKAGES without what TRUSTED_TYPES names: where it is served, it would lack it.
+
+        Names are compared as those of distributions: xgboost-cpu brings `xgboost`, too.
+
+        Raises
+        ------
+        PipelineError
+            With the types, and what to add.
+        """
+        from importlib.metadata import packages_distributions
+
+        named = {_canonical(name) for name in self.said("PACKAGES")}
+        bringing = packages_distributions()
+        for name in self.trusted_types:
+            root = name.partition(".")[0]
+            candidates = sorted({_canonical(one) for one in bringing.get(root, ())})
+            is_ours = root == self.name or root in sys.stdlib_module_names
+            if is_ours or not named.isdisjoint(candidates):
+                continue
+            add = f"add {' or '.join(map(repr, candidates))}"
+            write = "nor any other package: a stored model carries no file but this one"
+            raise self.breach(
+                f"TRUSTED_TYPES names {name}, but nothing in PACKAGES brings {root!r}: "
+                f"{add if candidates else write}"
+            )
+
+    def check_unchanged(self) -> None:
+        """Refuse to store a model beside other code than that which made it.
+
+        Raises
+        ------
+        PipelineError
+            If the file was replaced since it was loaded.
+        """
+        if hash_file(self.path) != self.code_sha256:
+            raise PipelineError(
+                f"{self.path} was changed while this ran; nothing is registered with code that did "
+                "not make it: run again"
+            )
+
+
+def _canonical(name: str) -> str:
+    """Return the name of a distribution as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def unreadable_file(name: str, error: Exception) -> str:
+    """Return what is wrong with a file and what to do, with its name in front once."""
+    if hasattr(error, "what") and hasattr(error, "remedy"):
+        return f"{printable(name)}: {printable(error.what)}; {printable(error.remedy)}"
+    return f"{printable(name)}: {printable(error)}"
+
+
+# --- Loading ---
+
+
+def load_training_module(settings: Settings) -> Training:
+    """Load the training module and check that it keeps the contract.
+
+    Raises
+    ------
+    PipelineError
+        With what it lacks.
+    """
+    return _loaded(settings.training_file)
+
+
+@functools.cache
+def _loaded(path: Path) -> Training:
+    code_sha256 = hash_file(path)
+    module = _imported(path)
+    for entry in CONTRACT:
+        _check_entry(module, path, entry)
+    training = Training(module, path, code_sha256)
+    training.package_versions()
+    return training
+
+
+def _in_another_process(name: str, path: Path, code_sha256: str) -> Training:
+    return Training(importlib.import_module(name), path, code_sha256)
+
+
+def _imported(path: Path) -> ModuleType:
+    """Import a file under its own name, for stored models and other processes refer to it so."""
+    name = path.stem
+    known = sys.modules.get(name)
+    if known is not None:
+        if Path(getattr(known, "__file__", None) or "").resolve() != path:
+            raise PipelineError(f"{path}: another module is called {name!r}; rename the file")
+        return known
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))  # the processes of joblib find it there
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PipelineError(f"{path} is no Python file; {SEE}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise PipelineError(
+            f"{path} does not load: {type(error).__name__}: {printable(error)}"
+        ) from error
+    return module
+
+
+def _check_entry(module: ModuleType, path: Path, entry: Entry) -> None:
+    """Refuse a module that lacks what is needed, or has something else under a name."""
+    found = getattr(module, entry.name, entry.default)
+    if isinstance(entry.kind, str):
+        if found is NEEDED or not isinstance(found, KINDS[entry.kind]):
+            words = "a tuple of texts" if entry.kind == TEXTS else f"a {entry.kind}"
+            raise PipelineError(f"{path} lacks the constant {entry.name}, {words}; {SEE}")
+        return
+    if found is NEEDED or not (found is None or callable(found)):
+        raise PipelineError(f"{path} lacks the function {entry.signature}; {SEE}")
+    if found is not None:
+        _check_call(found, path, entry)
+
+
+def _check_call(function: Callable[..., Any], path: Path, entry: Entry) -> None:
+    try:
+        inspect.signature(function).bind(*entry.kind)
+    except TypeError as error:
+        raise PipelineError(
+            f"{path}: {entry.name} cannot be called as {entry.signature}: {error}"
+        ) from error

@@ -1,0 +1,87 @@
+"""What this home vouches for: the files of versions that it verified itself, in its journal.
+
+Whoever may edit a tag or an artifact in the store cannot edit the journal.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from retraining.errors import PipelineError, TryLaterError
+from retraining.journal import Journal, Vouch
+from retraining.registry import Registry
+from retraining.registry.facts import TAG_ARTIFACT_HASH, TAG_MANIFEST_HASH, RegisteredVersion
+from retraining.settings import Settings
+
+logger = logging.getLogger("pipeline")
+
+
+def vouch_for(settings: Settings, registry: Registry, version: RegisteredVersion) -> None:
+    """Vouch for a version that is about to become production; twice is as good as once.
+
+    Notes
+    -----
+    After it is registered, before the alias moves: whatever dies in between, no production version
+    is without a vouch. One for a version that never became production does no harm.
+
+    Raises
+    ------
+    PipelineError
+        If the version does not verify.
+    """
+    seed(settings, registry)  # else the journal would be begun without what production is and was
+    vouch = _verified(settings, registry, version)
+    journal = Journal(settings.home)
+    if journal.read().vouches(settings.model_name).get(version.number) != vouch:
+        journal.append(vouch)
+
+
+def seed(settings: Settings, registry: Registry) -> None:
+    """Begin the journal of a home that has none, of an older pipeline or lost, and say so.
+
+    Notes
+    -----
+    With what production is and was, as far as it verifies. Cheap where there is a journal.
+
+    Raises
+    ------
+    TryLaterError
+        If the store does not answer; the journal is not begun then.
+    """
+    journal = Journal(settings.home)
+    if journal.read().number:
+        return
+    vouches, refused = [], []
+    numbers = (registry.production.number(), registry.production.previous_number())
+    for number in dict.fromkeys(one for one in numbers if one is not None):
+        try:
+            vouches.append(_verified(settings, registry, registry.versions.get(number)))
+        except TryLaterError:
+            raise
+        except PipelineError as error:
+            refused.append(f"not for version {number} ({error})")
+    journal.append(*vouches)
+    if not (vouches or refused):  # a first registration, which says itself what it registers
+        return
+    said = [" and ".join(f"version {one.version}" for one in vouches) or "no version", *refused]
+    level = logging.WARNING if refused else logging.INFO
+    logger.log(level, "began %s: it vouches for %s", journal.path, ", ".join(said))
+
+
+def _verified(settings: Settings, registry: Registry, version: RegisteredVersion) -> Vouch:
+    """Compare the files of a version with the digests that it was registered with."""
+    missing = {TAG_ARTIFACT_HASH, TAG_MANIFEST_HASH} - set(version.tags)
+    if missing:
+        raise PipelineError(
+            f"version {version.number} has no {', '.join(sorted(missing))}: it was not registered "
+            "by this pipeline, or somebody edited it"
+        )
+    with registry.models.verified_files(version):
+        registry.versions.manifest(version)
+    return Vouch(
+        version=version.number,
+        artifact_sha256=version.tags[TAG_ARTIFACT_HASH],
+        manifest_sha256=version.tags[TAG_MANIFEST_HASH],
+        run_id=version.run_id,
+        model_name=settings.model_name,
+    )

@@ -1,0 +1,71 @@
+"""A recording names the versions that learnt it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline_orchestrator import main, run_orchestrator
+from retraining.commands.lineage import as_lines, lineage
+
+pytestmark = pytest.mark.usefixtures("fast_training")
+
+
+def test_the_versions_of_a_recording(
+    home: Path, settings_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Newest first, with their alias; an old recording was learnt by both."""
+    run_orchestrator(settings_of(home))
+    old = lineage(settings_of(home), "old_01.csv")
+    assert [(one["version"], one["alias"]) for one in old["versions"]] == [
+        (2, "production"),
+        (1, "previous_production"),
+    ]
+    elsewhere = shutil.copyfile(home / "used_gts" / "new_01.csv", home / "renamed.csv")
+    assert main(["lineage", str(elsewhere), "--home", str(home)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{elsewhere}: SHA-256 ")
+    assert lines[1].startswith("version 2 of 20")
+    assert lines[1].endswith(" learnt it as 'new_01.csv'; it is production")
+    assert len(lines) == 2
+
+
+def test_a_mended_recording(home: Path, settings_of: Callable[..., Any]) -> None:
+    """What was learnt under its name was something else."""
+    path = home / "used_gts" / "old_01.csv"
+    path.write_bytes(path.read_bytes() + b"\n")
+    found = lineage(settings_of(home), str(path))
+    assert (found["versions"], found["other_content"]) == ([], [1])
+    assert "no version was trained on it" in as_lines(found)
+
+
+def test_a_manifest_that_is_gone_is_said(
+    home: Path, settings_of: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others are still looked at."""
+    (manifest,) = (home / "mlflow_server").rglob("training_files.json")
+    manifest.unlink()
+    found = lineage(settings_of(home), "old_01.csv")
+    assert found["unknown"] == [1]
+    assert "training_files.json of version 1 is missing" in caplog.text
+
+
+def test_an_unknown_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, status 1."""
+    assert main(["lineage", "nowhere.csv", "--home", str(home)]) == 1
+    assert capsys.readouterr().err.startswith("error: there is no file 'nowhere.csv'")
+
+
+def test_a_name_with_a_line_break_stays_on_its_line(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And cannot forge another one."""
+    path = shutil.copyfile(home / "used_gts" / "old_01.csv", home / "a\nversion 9.csv")
+    assert main(["lineage", str(path), "--home", str(home)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{home}/a\\nversion 9.csv: SHA-256 ")
+    assert len(lines) == 2

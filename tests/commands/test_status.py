@@ -1,0 +1,133 @@
+"""What `status` says, for any unit and any threshold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from retraining.commands.status import _degraded, _threshold, as_lines
+from retraining.outcome import Outcome
+from retraining.registry.facts import MonitoredBatch, RegisteredVersion
+from retraining.settings import Settings
+
+CHAMPION = RegisteredVersion(2, "run", {}, 0)
+
+
+def monitored(**values: Any) -> MonitoredBatch:
+    """Return a batch of a module that measures in metres."""
+    usual = {
+        "at_ms": 0,
+        "run_id": "run",
+        "version": "2",
+        "batch": "batch",
+        "n_recordings": 15,
+        "mean_error": 0.00662,
+        "interval_low": 0.005,
+        "interval_high": 0.008,
+        "unit": "m",
+        "threshold": 0.005,
+        "outcome": Outcome.NOT_PROMOTED.value,
+    }
+    return MonitoredBatch(**{**usual, **values})
+
+
+def state(**values: Any) -> dict[str, Any]:
+    """Return what `status` found."""
+    cycle = {
+        "at": "2026-05-01T02:00:00+02:00",
+        "version": "2",
+        "mean_error": 0.00662,
+        "unit": "m",
+        "recordings": 15,
+        "outcome": "not_promoted",
+    }
+    return {
+        "production": 2,
+        "production_since": "2026-04-01T02:00:00+02:00",
+        "threshold": 0.005,
+        "waiting": 15,
+        "min_new_files": 15,
+        "rejected": [],
+        "unfinished": None,
+        "last_run": None,
+        "cycles": [cycle, {**cycle, "mean_error": 0.00331}],
+        "problems": [],
+        **values,
+    }
+
+
+class TestThreshold:
+    """Which one holds."""
+
+    @pytest.mark.parametrize(
+        ("of_the_operator", "of_batches", "shown"),
+        [
+            (0.01, [0.005], 0.01),
+            (0.0, [0.005], 0.0),
+            (None, [0.005, 0.02], 0.005),
+            (None, [0.0], 0.0),
+            (None, [None], 10),
+            (None, [], 10),
+        ],
+    )
+    def test_the_operators_then_the_newest_batchs_then_the_modules(
+        self, of_the_operator: float | None, of_batches: list[float | None], shown: float
+    ) -> None:
+        """That of the stem module is 10; 0 is a threshold, too."""
+        batches = [monitored(threshold=one) for one in of_batches]
+        assert _threshold(Settings(threshold=of_the_operator), batches) == shown
+
+
+class TestDegraded:
+    """Somebody must look if production lost and nothing better was found."""
+
+    @pytest.mark.parametrize(
+        ("batches", "is_said"),
+        [
+            ([], False),
+            ([monitored()], True),
+            ([monitored(version="1")], False),
+            ([monitored(outcome="promoted"), monitored()], False),
+        ],
+    )
+    def test_the_newest_batch_decides(self, batches: list[MonitoredBatch], is_said: bool) -> None:
+        """If it is of the version that is production now."""
+        assert bool(_degraded(batches, CHAMPION)) is is_said
+
+    def test_a_small_error_is_no_zero(self) -> None:
+        """A loss of 0.0066 m must not read 0.0 m."""
+        assert _degraded([monitored()], CHAMPION).startswith(
+            "degraded: production errs by 0.0066 m and no challenger was better; "
+        )
+
+
+class TestLines:
+    """What a person reads."""
+
+    def test_small_errors_have_enough_digits(self) -> None:
+        """In the trend and in each cycle."""
+        lines = as_lines(state())
+        assert "mean error, oldest first: ▅█ 0.0033, 0.0066 m (threshold 0.005 m)" in lines
+        assert (
+            "cycle 2026-05-01T02:00:00+02:00: version 2 0.0066 m on 15 recordings, not_promoted"
+        ) in lines
+
+    def test_what_is_not_there_is_not_said(self) -> None:
+        """A home on its first day has three lines."""
+        assert as_lines(state(cycles=[])) == [
+            "production: version 2 since 2026-04-01T02:00:00+02:00",
+            "waiting: 15 of 15 new files, 0 rejected",
+            "last run: never",
+        ]
+
+    def test_problems_come_last(self) -> None:
+        """Where a person looks."""
+        assert as_lines(state(problems=["overdue: x"], unfinished={}))[-1] == "overdue: x"
+
+    def test_a_command_that_was_cut_off_is_named(self) -> None:
+        """With the time, if it could note it."""
+        lines = as_lines(state(unfinished={"command": "run", "since": "then"}))
+        assert "unfinished: run since then, running or cut off; the next run tidies up" in lines
+        lines = as_lines(state(unfinished={"cycle_id": "dead"}))
+        assert lines[3].startswith("unfinished: a command since unknown, ")

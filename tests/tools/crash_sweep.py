@@ -1,0 +1,493 @@
+"""Kill the real commands at every write, start them again and compare with an uninterrupted twin.
+
+A forked process counts what it opens for writing, renames, links, removes and connects to, and
+sends itself SIGKILL at the n-th; n counts up until a run is not hit. Then the same command runs
+again, and a cycle after it: the files, versions, aliases and runs must be those of a twin that was
+never interrupted, and one more run must change nothing.
+
+Usage::
+
+    python tests/tools/crash_sweep.py [--scenario NAME] [--sample N] [--random N] [--report FILE]
+
+Without `--sample` every point is tried. Prints one line per scenario and ends with status 1 if
+anything differed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import functools
+import hashlib
+import importlib
+import json
+import os
+import platform
+import random
+import shlex
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "tools")]
+
+import pytest
+from conftest import (
+    BATCH,
+    DOMAINS,
+    FAST_WORDS,
+    copy_home,
+    flags_of,
+    make_home,
+    train_small_models,
+    write_home,
+    write_mislabelled,
+)
+from sample_gts import write_recordings
+
+import pipeline_orchestrator
+import register_first_model
+from retraining.errors import PipelineError
+from retraining.journal import JOURNAL_NAME, Home, Journal, Vouch
+from retraining.registry import store
+from retraining.registry.stored_models import folder_digest
+from retraining.report import facts
+
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+COUNTED = {
+    *("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate"),
+    *("sqlite3.connect", "socket.connect"),
+}
+KEPT_HIDDEN = (".pipeline.lock", ".pipeline_last_run.json", ".cache", JOURNAL_NAME)
+OTHER = flags_of(DOMAINS["grain"].settings)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is killed.
+
+    Parameters
+    ----------
+    name
+        For the report.
+    template
+        A home to start from.
+    commands
+        Run in this order; the first one is killed.
+    """
+
+    name: str
+    template: Path
+    commands: tuple[Callable[[list[str]], int], ...]
+
+
+def cycle(home: list[str]) -> int:
+    """Run the orchestrator, which tells of a change of production."""
+    tell = f"tee {shlex.quote(str(Path(home[1]).parent / 'told.json'))}"
+    return pipeline_orchestrator.main(["run", *FAST_WORDS, "--on-promotion", tell, *home])
+
+
+def cycle_of_other(home: list[str]) -> int:
+    """Run the orchestrator with another training module."""
+    return cycle([*home, *OTHER])
+
+
+def register_other(home: list[str]) -> int:
+    """Register the first model of another training module."""
+    return register_first_model.main([*home, *OTHER])
+
+
+def register(home: list[str]) -> int:
+    """Register the first model."""
+    return register_first_model.main(home)
+
+
+def upgrade(home: list[str]) -> int:
+    """Migrate the store."""
+    return pipeline_orchestrator.main(["upgrade-store", *home])
+
+
+def rollback(home: list[str]) -> int:
+    """Roll back to version 1."""
+    return pipeline_orchestrator.main(["rollback", "--to", "1", *home])
+
+
+PRELOADED = (
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
+    *("mlflow.sklearn", "mlflow.store.tracking.sqlalchemy_store", "skops.io", "sklearn.ensemble"),
+    *("mlflow.store.model_registry.sqlalchemy_store", "mlflow.utils.requirements_utils"),
+    *("scipy.stats", "sklearn.inspection", "sklearn.model_selection", "pandas"),
+)
+
+
+def warm_up() -> None:
+    """Make trials quick: import here what every forked process needs, train and draw little."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    store.prepare_environment()
+    for name in PRELOADED:
+        importlib.import_module(name)
+    sys.modules["mlflow.utils.requirements_utils"]._init_packages_to_modules_map()
+    schema = store._schema_needed()
+    store._schema_needed = lambda: schema
+    train_small_models(pytest.MonkeyPatch())
+    facts.feature_shifts = lambda *_: ()
+
+
+# --- A process that dies ---
+
+
+def run_forked(
+    command: Callable[[list[str]], int], home: Path, kill_at: int = 0, kill_after: float = 0
+) -> tuple[int, int]:
+    """Run a command in a forked process; return its exit status and how many points it passed.
+
+    Negative statuses are signals, as in `subprocess`.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _be_the_child(command, home, kill_at, writer)
+    os.close(writer)
+    if kill_after:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    with os.fdopen(reader) as stream:
+        passed = stream.read()
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), int(passed or 0)
+
+
+def _be_the_child(
+    command: Callable[[list[str]], int], home: Path, kill_at: int, writer: int
+) -> None:
+    log = os.open(home.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    passed = 0
+
+    def count(event: str, values: tuple[Any, ...]) -> None:
+        nonlocal passed
+        if event == "open":
+            flags = values[2]
+            if not (isinstance(flags, int) and flags & WRITING):
+                return
+        elif event not in COUNTED:
+            return
+        passed += 1
+        if passed == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    status = 99
+    try:
+        status = command(["--home", str(home)])
+    except BaseException:
+        traceback.print_exc()
+    os.write(writer, str(passed).encode())
+    os._exit(status)
+
+
+# --- What must be equal ---
+
+
+def describe(home: Path) -> dict[str, Any]:
+    """Return everything that must equal the twin's, without opening the store through MLflow."""
+    database = home / "mlflow_server/backend_db/mlflow.db"
+    with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as store:
+        rows = store.execute
+        integrity = rows("PRAGMA integrity_check").fetchone()[0]
+        aliases = dict(rows("SELECT alias, version FROM registered_model_aliases").fetchall())
+        versions = rows(
+            "SELECT version FROM model_versions WHERE current_stage != 'Deleted_Internal'"
+        ).fetchall()
+        running = rows("SELECT count(*) FROM runs WHERE status = 'RUNNING'").fetchone()[0]
+        promotions = rows(
+            "SELECT count(*) FROM runs WHERE name = 'ModelPromotion' AND status = 'FINISHED'"
+        ).fetchone()[0]
+        schema = rows("SELECT version_num FROM alembic_version").fetchone()[0]
+        recipes = {alias: _recipe(store, number, home) for alias, number in aliases.items()}
+        remembered = _remembered(home, {alias: _tags(store, aliases[alias]) for alias in aliases})
+    return {
+        "new": _contents(home / "new_gts"),
+        "used": _contents(home / "used_gts"),
+        "rejected": _contents(home / "new_gts/rejected"),
+        "reasons": len(list((home / "new_gts/rejected").glob("*.reason.json"))),
+        "left over": sorted(
+            str(path.relative_to(home))
+            for path in home.rglob(".*")
+            if path.name not in KEPT_HIDDEN
+            # A dead run's own artifact folder may hold a piece of an upload; nothing refers to it.
+            and "artifacts" not in path.parts
+        ),
+        "store": (integrity, schema),
+        "versions": len(versions),
+        "running": running,
+        "promotions": promotions,
+        "aliases": recipes,
+        "journal": remembered,
+        "change told": (home.parent / "told.json").exists(),
+    }
+
+
+def _contents(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.endswith(".json")
+    )
+
+
+def _remembered(home: Path, tags_of: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """Return what the journal must know, whatever its ids and times: vouches by alias."""
+    try:
+        memory = Journal(home).read()
+    except PipelineError as error:
+        return {"damaged": str(error)}
+    vouches = {
+        str(one.version): (one.artifact_sha256, one.manifest_sha256) for one in memory.all(Vouch)
+    }
+    return {
+        "homes": len(memory.all(Home)),
+        **{
+            alias: vouches.get(tags["version"])
+            == (tags["artifact_sha256"], tags["manifest_sha256"])
+            for alias, tags in tags_of.items()
+        },
+    }
+
+
+def _tags(store: sqlite3.Connection, number: int) -> dict[str, str]:
+    """Return the tags of a version, and its number."""
+    rows = "SELECT key, value FROM model_version_tags WHERE version = ?"
+    return {"version": f"{number}", **dict(store.execute(rows, (number,)).fetchall())}
+
+
+def _recipe(store: sqlite3.Connection, number: int, home: Path) -> tuple[Any, ...]:
+    """Return what a version was made of, and whether its files are whole."""
+    tags = _tags(store, number)
+    (location,) = store.execute(
+        "SELECT storage_location FROM model_versions WHERE version = ?", (number,)
+    ).fetchone()
+    served = f"{home}/mlflow_server/artifacts"  # a server gives addresses relative to its folder
+    folder = location.removeprefix("file://").replace("mlflow-artifacts:", served, 1)
+    whole = folder_digest(Path(folder))
+    return (
+        tags["manifest_sha256"],
+        tags.get("verdict", ""),
+        whole == tags["artifact_sha256"],
+    )
+
+
+# --- The sweep ---
+
+
+def finish(scenario: Scenario, home: Path) -> dict[str, Any]:
+    """Run every command of the scenario to its end, then describe the home."""
+    for command in scenario.commands:
+        status, _ = run_forked(command, home)
+        if status:
+            return {"status": status, "log": (home.parent / "log.txt").read_text()[-2000:]}
+    return describe(home)
+
+
+def differences(scenario: Scenario, twin: dict[str, Any], home: Path) -> list[str]:
+    """Return what differs from the twin after one more start, and after a second one."""
+    found = []
+    for start in ("first", "second"):
+        state = finish(scenario, home)
+        if state != twin:
+            wrong = {key: (twin.get(key), state.get(key)) for key in {*twin, *state}}
+            shown = {key: pair for key, pair in wrong.items() if pair[0] != pair[1]}
+            found.append(f"after the {start} start: {shown}")
+    return found
+
+
+def sweep(scenario: Scenario, folder: Path, sample: int, n_random: int) -> tuple[int, int]:
+    """Kill the scenario at its points; return how many were tried and how many differed."""
+    twin_home = copy_home(scenario.template, folder / "twin" / "home")
+    began = time.monotonic()
+    status, n_points = run_forked(scenario.commands[0], twin_home)
+    seconds = time.monotonic() - began
+    if status:
+        sys.exit((folder / "twin" / "log.txt").read_text())
+    twin = finish(scenario, twin_home)
+    if not all(twin["journal"].values()):
+        sys.exit(f"the journal of an uninterrupted home does not vouch for all: {twin['journal']}")
+    step = max(1, n_points // sample) if sample else 1
+    instants = random.Random(0)
+    plans = [(f"point {n}", n, 0.0) for n in range(1, n_points + 1, step)]
+    plans += [
+        (f"instant {second:.3f} s", 0, second)
+        for second in (instants.uniform(0.001, seconds) for _ in range(n_random))
+    ]
+    wrong = 0
+    for name, kill_at, kill_after in plans:
+        home = copy_home(scenario.template, folder / "trial" / "home")
+        run_forked(scenario.commands[0], home, kill_at, kill_after)
+        found = differences(scenario, twin, home)
+        wrong += bool(found)
+        for text in found:
+            print(f"{scenario.name}, {name}: {text}", flush=True)
+        shutil.rmtree(folder / "trial")
+    print(
+        f"{scenario.name}: {len(plans) - n_random} of {n_points} points and {n_random} random "
+        f"instants killed, {wrong} differences",
+        flush=True,
+    )
+    return len(plans), wrong
+
+
+class Homes:
+    """The homes that the commands start from, each prepared when it is first asked for.
+
+    Parameters
+    ----------
+    folder
+        Where they are made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @functools.cached_property
+    def bare(self) -> Path:
+        """A first model and new recordings, duplicates and a damaged one among them; no store."""
+        home = make_home(self._folder / "bare")
+        write_home(home, DOMAINS["stems"])
+        new = home / "new_gts"
+        shutil.copy(home / "used_gts/old_01.csv", new / "again.csv")
+        (new / "old_02.csv").write_bytes((new / "new_01.csv").read_bytes() + b"x\n")
+        (new / "old_03.csv").write_bytes((new / "new_02.csv").read_bytes())
+        (new / "new_02.csv").unlink()
+        return home
+
+    @functools.cached_property
+    def registered(self) -> Path:
+        """The first model is production."""
+        return _after(register, self.bare, self._folder / "registered")
+
+    @functools.cached_property
+    def promoted(self) -> Path:
+        """A retrained one is."""
+        return _after(cycle, self.registered, self._folder / "promoted")
+
+    @functools.cached_property
+    def older(self) -> Path:
+        """The store has an older schema."""
+        home = copy_home(self.registered, self._folder / "older")
+        run_forked(_downgrade, home)
+        return home
+
+    @functools.cached_property
+    def misled(self) -> Path:
+        """Production learnt wrong labels, and right ones arrive."""
+        home = copy_home(self.registered, self._folder / "misled")
+        shutil.rmtree(home / "new_gts")
+        write_mislabelled(home / "new_gts", seed=2)
+        run_forked(cycle, home)
+        write_recordings(home / "new_gts", BATCH, "old", seed=3, prefix="right")
+        lost = _after(cycle, home, self._folder / "lost" / "home")
+        if "lost its probation" not in (lost.parent / "log.txt").read_text():
+            sys.exit("the scenario of a lost probation loses none")
+        return home
+
+    @functools.cached_property
+    def other(self) -> Path:
+        """The first model of another training module is production."""
+        home = make_home(self._folder / "other bare")
+        write_home(home, DOMAINS["grain"])
+        shutil.copy(home / "used_gts/old_01.csv", home / "new_gts/again.csv")
+        (home / "new_gts/bad.csv").write_text("length_mm\n6.5\n")
+        return _after(register_other, home, self._folder / "other")
+
+
+SCENARIOS: dict[str, tuple[str, tuple[Callable[[list[str]], int], ...]]] = {
+    "a cycle with a promotion": ("registered", (cycle,)),
+    "the first registration": ("bare", (register, cycle)),
+    "upgrade-store": ("older", (upgrade, cycle)),
+    "a rollback": ("promoted", (rollback, cycle)),
+    "a lost probation": ("misled", (cycle, cycle)),
+    "a cycle of another model": ("other", (cycle_of_other,)),
+}
+"""Name -> home and commands."""
+
+
+def _after(command: Callable[[list[str]], int], template: Path, home: Path) -> Path:
+    copy_home(template, home)
+    status, _ = run_forked(command, home)
+    if status:
+        sys.exit((home.parent / "log.txt").read_text())
+    return home
+
+
+def _downgrade(home: list[str]) -> int:
+    sys.path.append(str(ROOT / "tests" / "registry"))
+    from test_store import downgrade
+
+    downgrade(Path(home[1]) / "mlflow_server/backend_db/mlflow.db")
+    return 0
+
+
+def write_report(path: Path, command: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Write the result as a table with its date and command."""
+    table = [columns, ["---"] * len(columns), *rows]
+    text = "\n".join(
+        [
+            f"# {command.removeprefix('make ').replace('-', ' ').capitalize()}",
+            "",
+            f"{datetime.date.today().isoformat()}, {platform.python_implementation()} "
+            f"{platform.python_version()}, {os.cpu_count()} cores: `{command}`",
+            "",
+            *(f"| {' | '.join(str(cell) for cell in row)} |" for row in table),
+            "",
+        ]
+    )
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+
+
+def main() -> int:
+    """Sweep the scenarios and return the exit status."""
+    parser = argparse.ArgumentParser(description="Kill the commands everywhere.")
+    parser.add_argument("--scenario", default="")
+    parser.add_argument("--sample", type=int, default=0, help="points per scenario; 0: all")
+    parser.add_argument("--random", type=int, default=0, help="random instants per scenario")
+    parser.add_argument("--report", type=Path)
+    options = parser.parse_args()
+    warm_up()
+    rows: list[list[Any]] = []
+    wrong = 0
+    with tempfile.TemporaryDirectory(prefix="crash-sweep-") as name:
+        homes = Homes(Path(name))
+        for title, (home, commands) in SCENARIOS.items():
+            if options.scenario not in title:
+                continue
+            scenario = Scenario(title, getattr(homes, home), commands)
+            tried, differed = sweep(
+                scenario, Path(name) / "sweep" / scenario.name, options.sample, options.random
+            )
+            wrong += differed
+            rows.append([scenario.name, tried - options.random, options.random, differed])
+    if options.report:
+        columns = ["command", "points killed", "random instants", "differences"]
+        write_report(options.report, "make crash-sweep", columns, rows)
+    killed = sum(points + instants for _, points, instants, _ in rows)
+    print(json.dumps({"scenarios": len(rows), "killed": killed, "differences": wrong}))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
