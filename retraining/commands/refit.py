@@ -22,6 +22,7 @@ if __name__ == "__main__":  # beside this file stand modules with common names
 
 from retraining.errors import stop_request
 from retraining.files import hash_bytes
+from retraining.registry.packaged import last_line
 from retraining.settings import Settings
 from retraining.text import printable
 from retraining.training import Training, load_training_module
@@ -137,7 +138,7 @@ def fitted_beside(
         )
         if done.returncode:
             stop_request.obey()
-            last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+            last = last_line(done.stderr)
             raise DoesNotFit(printable(last.removeprefix("retraining.errors.PipelineError: "), 300))
         return list(json.loads((folder / "answers.json").read_bytes()))
 

@@ -68,6 +68,7 @@ OLDER_UNIT = "%"
 """Of the errors of runs that do not name it."""
 INTERRUPTED = "interrupted"
 """Outcome of a cycle whose monitoring is there and whose end is not."""
+MOST_SHOWN_BYTES = 10_000
 TRAINED_WITH = ("n_folds", "random_state")
 """Parameters of a training run that its result depends on."""
 
@@ -140,6 +141,11 @@ def damaged(source: str, what: str, state: str) -> PipelineError:
     )
 
 
+def _beginning(content: bytes) -> str:
+    """Return enough of an artifact to show: what is shown is cut after secrets are, not before."""
+    return content[:MOST_SHOWN_BYTES].decode(errors="replace")
+
+
 def numbers_by_name(content: bytes, source: str, what: str) -> dict[str, float]:
     """Read a JSON object of numbers.
 
@@ -152,7 +158,7 @@ def numbers_by_name(content: bytes, source: str, what: str) -> dict[str, float]:
         found = json.loads(content)
         return {str(name): float(value) for name, value in found.items()}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise unreadable(source, what, content[:60].decode(errors="replace")) from error
+        raise unreadable(source, what, _beginning(content)) from error
 
 
 # --- Values ---
@@ -316,7 +322,7 @@ class Manifest:
         try:
             return cls(tuple(TrainingFile(**one) for one in json.loads(content)["files"]))
         except (ValueError, TypeError, LookupError, RecursionError) as error:
-            found = content[:60].decode(errors="replace")
+            found = _beginning(content)
             raise unreadable(source, MANIFEST_FILE, found) from error
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from retraining.errors import PipelineError, TryLaterError, stop_request
 from retraining.files import hash_file
+from retraining.text import printable
 from retraining.training import Training
 
 if TYPE_CHECKING:
@@ -226,8 +227,12 @@ def run_beside(
         )
     if done.returncode:
         stop_request.obey()
-        last = (done.stderr.strip() or "it said nothing").splitlines()[-1][:300]
-        raise raises(f"{failure}: {last}; {remedy}")
+        raise raises(f"{failure}: {printable(last_line(done.stderr), 300)}; {remedy}")
+
+
+def last_line(said: str) -> str:
+    """Return the last thing that another process said: of a traceback, the error itself."""
+    return (said.strip() or "it said nothing").splitlines()[-1]
 
 
 def needs_other_code(folder: Path, training: Training, packages: Any, environment: str) -> bool:

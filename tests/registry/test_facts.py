@@ -129,3 +129,11 @@ class TestManifest:
         """It decides what is archived: no guess."""
         with pytest.raises(PipelineError, match="^training_files.json of version 2 reads '"):
             Manifest.from_bytes(content, "version 2")
+
+
+def test_a_password_that_is_cut_short_is_not_shown() -> None:
+    """What is shown of a damaged artifact ends in the middle of an address."""
+    content = b"x" * 40 + b" http://me:" + b"secret" * 20 + b"@host/ and no JSON"
+    with pytest.raises(PipelineError) as caught:
+        numbers_by_name(content, "version 3", "errors.json")
+    assert "secret" not in str(caught.value)
