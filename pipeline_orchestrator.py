@@ -25,7 +25,7 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from retraining import command_line, dask_cluster, ground_truth, records
@@ -34,6 +34,7 @@ from retraining.commands import COMMANDS
 from retraining.cycle import Batch, Challenger, Champion, Cycle, CycleResult, Monitoring, Probation
 from retraining.errors import EXIT_DONE, PipelineError, TryLaterError
 from retraining.files import waiting_names
+from retraining.journal import Journal
 from retraining.recorder import DryRun, Recorder
 from retraining.registry import Registry, open_registry
 from retraining.registry.facts import TAG_MODULE, Manifest
@@ -53,7 +54,7 @@ logger = logging.getLogger("pipeline")
 
 
 def take_in_batch(cycle: Cycle, recorder: Recorder) -> Batch:
-    """Read the new files once; invalid ones and duplicates leave the batch.
+    """Read the new files once; bad ones and those that are known in any form leave the batch.
 
     Raises
     ------
@@ -61,18 +62,40 @@ def take_in_batch(cycle: Cycle, recorder: Recorder) -> Batch:
         If no file can be used and production came from a module of another name: somebody named
         the wrong one, and the files are not to blame.
     """
+    from retraining import intake
+
     training, champion = cycle.training, cycle.champion
-    intake = ground_truth.take_in(cycle.settings, training, champion.manifest.names)
+    found = intake.take_in(
+        cycle.settings,
+        training,
+        cycle.known,
+        Journal(cycle.settings.home).read(),
+        intake.Learnt(champion.manifest.names, _learnt_before(cycle.registry)),
+    )
     made_by = champion.version.read.text(TAG_MODULE, training.name)
-    if intake.refusals and not intake.files and made_by != training.name:
+    if found.refusals and not found.usable and made_by != training.name:
         raise PipelineError(
             f"{training.path.name} can use none of the new files, the first of them "
-            f"{intake.refusals[0].what}; version {champion.number} was made by "
+            f"{found.refusals[0].what}; version {champion.number} was made by "
             f"{printable(made_by)}.py: name the right one with --training-module; no file was moved"
         )
-    recorder.reject(cycle.settings, intake.refusals)
-    quality = {one.name: one.data_quality for one in intake.files if one.data_quality}
-    return Batch(intake.files, intake.fingerprint, quality)
+    quality = {one.name: one.data_quality for one in found.files if one.data_quality}
+    batch = Batch(found.files, found.fingerprint, quality, records.intake_notes(found))
+    return recorder.took_in(cycle, found, batch)
+
+
+def _learnt_before(registry: Registry) -> Mapping[str, str]:
+    """Return SHA-256 -> name of what the version before production was trained on."""
+    number = registry.production.previous_number()
+    if number is None:
+        return {}
+    try:
+        return registry.versions.manifest(registry.versions.get(number)).names
+    except TryLaterError:
+        raise
+    except PipelineError as error:  # then it has no probation either
+        logger.warning("what version %d learnt is not known: %s", number, error)
+        return {}
 
 
 # --- 2. Monitor ---
@@ -90,7 +113,7 @@ def monitor(training: Training, champion: Champion, batch: Batch) -> Monitoring:
     from retraining import gate
 
     errors = _score(training, champion.model, batch)
-    low, high = gate.mean_interval(errors[ERROR])
+    low, high = gate.mean_interval(errors[ERROR], _sessions(batch, errors))
     return Monitoring(errors, float(errors[ERROR].mean()), low, high)
 
 
@@ -110,19 +133,17 @@ def end_probation(cycle: Cycle) -> Probation | None:
     try:
         version = registry.versions.get(number)
         model = registry.models.load(version, training)
-        manifest = registry.versions.manifest(version)
-        errors = _score(training, model, cycle.batch)
+        batch = cycle.batch.without(registry.versions.manifest(version).names)
+        if not batch.files:
+            logger.info("version %d learnt these recordings: no probation yet", number)
+            return None
+        errors = _score(training, model, batch)
     except TryLaterError:
         raise
     except PipelineError as error:
         logger.warning("version %d has no probation: %s", champion.number, error)
         return None
-    verdict = _judge(
-        cycle,
-        errors[ERROR].reindex(cycle.errors.index),
-        no_model_errors=_no_model_errors(cycle),
-        n_leaked=sum(one.sha256 in manifest.names for one in cycle.batch.files),
-    )
+    verdict = _judge(cycle, batch, errors[ERROR])
     state = "lost" if verdict.promote else "passed"
     logger.info("version %d is on probation against version %d: %s", champion.number, number, state)
     return Probation(version, errors, verdict)
@@ -133,6 +154,11 @@ def _score(training: Training, model: Any, batch: Batch) -> pd.DataFrame:
 
     parts = ([one.rows for one in part] for part in batch.parts())
     return pd.concat([training.errors(model, part) for part in parts])
+
+
+def _sessions(batch: Batch, errors: pd.DataFrame | pd.Series[float]) -> list[str]:
+    """Return the session of each recording, in the order of its errors."""
+    return [batch.sessions[name] for name in errors.index]
 
 
 # --- 3. Decide ---
@@ -163,12 +189,16 @@ def retrain(cycle: Cycle, recorder: Recorder) -> Challenger:
 
 
 def _train(cycle: Cycle, recorder: Recorder) -> tuple[TrainedModel, Manifest]:
+    from retraining import intake
     from retraining.cross_validation import Resources, train
 
     settings, tables = cycle.settings, recorder.tables(cycle)
     with (
         dask_cluster.joblib_backend(settings, cycle.training) as backend,
-        ground_truth.training_folder(settings, cycle.batch.files) as (folder, hashes),
+        ground_truth.training_folder(settings, cycle.batch.files, cycle.batch.stand_ins) as (
+            folder,
+            hashes,
+        ),
     ):
         trained, n_known = train(
             cycle.training,
@@ -176,6 +206,7 @@ def _train(cycle: Cycle, recorder: Recorder) -> tuple[TrainedModel, Manifest]:
             n_folds=settings.n_folds,
             random_state=settings.random_state,
             resources=Resources(settings.n_jobs, backend, tables, settings.max_file_mb),
+            twins=intake.twins(cycle.known, {sha256: name for name, sha256 in hashes.items()}),
         )
     if tables is not None:
         tables.trim()
@@ -183,7 +214,7 @@ def _train(cycle: Cycle, recorder: Recorder) -> tuple[TrainedModel, Manifest]:
         "trained on %d recordings, %d of them read before: mean error %s %s out of fold",
         *(len(hashes), n_known, number_text(trained.mean_error), cycle.unit),
     )
-    return trained, Manifest.of(hashes, trained.row_counts)
+    return trained, Manifest.of(hashes, trained.row_counts, cycle.known.identity)
 
 
 # --- 5. Compare ---
@@ -191,38 +222,60 @@ def _train(cycle: Cycle, recorder: Recorder) -> tuple[TrainedModel, Manifest]:
 
 def compare(cycle: Cycle, challenger: Challenger) -> Verdict:
     """Judge both models on the same recordings, none of which either was trained on."""
-    import numpy as np
+    import pandas as pd
 
     settings, champion, held_out = cycle.settings, cycle.champion, challenger.out_of_fold
-    of_champion = cycle.registry.versions.out_of_fold_errors(champion.version, cycle.training)
-    new = [cycle.batch.hashes[name] for name in cycle.errors.index]
-    # Old recordings of which both models have an honest error serve as proof of no forgetting.
-    used = sorted(set(of_champion) & set(held_out) - set(new))
+    hashes = cycle.batch.hashes
+    new = {name: hashes[name] for name in cycle.errors.index if hashes[name] in held_out}
+    used = champion_on_used(cycle, challenger)
+    learnt = champion.manifest.names
     return _judge(
         cycle,
-        [held_out[sha256] for sha256 in new if sha256 in held_out],
+        cycle.batch,
+        pd.Series([held_out[sha256] for sha256 in new.values()], index=list(new), dtype=float),
         earlier_looks=cycle.registry.judgements.earlier_looks(champion.version),
         peeking=settings.peeking,
         max_regression=settings.max_regression,
-        no_model_errors=_no_model_errors(cycle),
-        used_errors=(
-            np.array([of_champion[sha256] for sha256 in used]),
-            np.array([held_out[sha256] for sha256 in used]),
-        )
-        if used
-        else None,
-        n_leaked=sum(sha256 in champion.manifest.names for sha256 in new),
+        used_errors=(used.to_numpy(), used.index.map(held_out).to_numpy()) if len(used) else None,
+        used_sessions=[challenger.sessions[sha256] for sha256 in used.index],
+        n_leaked=sum(one.was_learnt_as(learnt) for one in cycle.batch.files),
     )
 
 
-def _judge(cycle: Cycle, rival_errors: Any, **limits: Any) -> Verdict:
-    """Ask the gate; where it cannot compare there is no promotion, but an error."""
+def champion_on_used(cycle: Cycle, challenger: Challenger) -> pd.Series[float]:
+    """Return the champion's honest errors on the old recordings, by SHA-256.
+
+    Out of fold where it learnt a recording as it is, and its own where it learnt it in no form, as
+    after a rollback. One whose labels were corrected since serves no proof.
+    """
+    import pandas as pd
+
+    champion, training = cycle.champion, cycle.training
+    out_of_fold = cycle.registry.versions.out_of_fold_errors(champion.version, training)
+    new = set(cycle.batch.hashes.values())
+    used = {one.sha256: one for one in challenger.manifest.files if one.sha256 not in new}
+    errors = {sha256: out_of_fold[sha256] for sha256 in used if sha256 in out_of_fold}
+    direct = cycle.known.unrelated(
+        [one for one in used if one not in errors], champion.manifest.names
+    )
+    files = ground_truth.files_of(cycle.settings, training, {one: used[one].name for one in direct})
+    if files:
+        scored = _score(training, champion.model, Batch(files, "", {}))
+        errors |= {one.sha256: float(scored[ERROR][one.name]) for one in files}
+    return pd.Series({sha256: errors[sha256] for sha256 in sorted(errors)}, dtype=float)
+
+
+def _judge(cycle: Cycle, batch: Batch, rival_errors: pd.Series[float], **limits: Any) -> Verdict:
+    """Ask the gate about a batch; where it cannot compare there is no promotion, but an error."""
     from retraining import gate
 
+    errors = cycle.errors[ERROR].loc[[one.name for one in batch.files]]
     try:
         return gate.judge(
-            cycle.errors[ERROR],
-            rival_errors,
+            errors,
+            rival_errors.reindex(errors.index.intersection(rival_errors.index)),
+            sessions=_sessions(batch, errors),
+            no_model_errors=_no_model_errors(cycle.training, batch),
             significance=cycle.settings.significance,
             min_improvement=cycle.settings.min_improvement,
             unit=cycle.unit,
@@ -235,13 +288,13 @@ def _judge(cycle: Cycle, rival_errors: Any, **limits: Any) -> Verdict:
         ) from error
 
 
-def _no_model_errors(cycle: Cycle) -> pd.Series[float] | None:
-    """Return the errors without a model, in the order of monitoring; None if not applicable."""
+def _no_model_errors(training: Training, batch: Batch) -> pd.Series[float] | None:
+    """Return the errors without a model on a batch; None if not applicable."""
     import pandas as pd
 
-    errors = [cycle.training.errors_without_a_model(one.rows) for one in cycle.batch.files]
+    errors = [training.errors_without_a_model(one.rows) for one in batch.files]
     known = [table[ERROR] for table in errors if table is not None]
-    return pd.concat(known).reindex(cycle.errors.index) if known else None
+    return pd.concat(known) if known else None
 
 
 # --- 6. Promote ---
@@ -272,7 +325,7 @@ def promote(cycle: Cycle, challenger: Challenger, verdict: Verdict, recorder: Re
 
 
 def run_orchestrator(
-    settings: Settings, *, dry_run: bool = False, force: bool = False
+    settings: Settings, *, dry_run: bool = False, force: bool = False, retrain: bool = False
 ) -> CycleResult:
     """Run one cycle.
 
@@ -282,6 +335,8 @@ def run_orchestrator(
         Change no file, no run and no version; say what would happen.
     force
         Judge a batch again that was judged before.
+    retrain
+        Train and judge on what is there, however few files, although production is healthy.
 
     Raises
     ------
@@ -292,39 +347,50 @@ def run_orchestrator(
     recorder = DryRun() if dry_run else Recorder()
     with recorder.lock(settings):
         with recorder.failures_told(settings):
-            result = _triggered_cycle(settings, recorder, force=force)
+            result = _triggered_cycle(settings, recorder, force=force, anyway=retrain)
         recorder.end(settings, result)
     return result
 
 
-def _triggered_cycle(settings: Settings, recorder: Recorder, *, force: bool) -> CycleResult:
+def _triggered_cycle(
+    settings: Settings, recorder: Recorder, *, force: bool, anyway: bool
+) -> CycleResult:
     """Begin a cycle if there are enough files; nothing heavy is imported before."""
     # By name alone: a night without news costs one listing of a folder.
     n_names = len(waiting_names(settings.new_gts))
-    if n_names < settings.min_new_files:
-        return records.waiting(settings, n_names)
+    if n_names < _fewest(settings, anyway=anyway):
+        return records.waiting(settings, n_names, anyway=anyway)
     recorder.step("1. trigger: %d new files", n_names)
+    from retraining.known_recordings import KnownRecordings
+
     registry = open_registry(settings)
     recorder.remember(settings, registry)
     training = load_training_module(settings)
     champion = load_champion(registry, training)
     with recorder.unfinished(settings) as cycle_id:
-        cycle = Cycle(settings, registry, training, champion, cycle_id)
+        known = KnownRecordings.of(settings.home, training)
+        cycle = Cycle(settings, registry, training, champion, cycle_id, known)
         with recorder.failure_explained(cycle):
-            result = _cycle(cycle, recorder, force=force)
-    return dataclasses.replace(result, recordings=cycle.recordings(), unit=cycle.unit)
+            result = _cycle(cycle, recorder, force=force, anyway=anyway)
+    return dataclasses.replace(
+        result, recordings=cycle.recordings(), unit=cycle.unit, notes=cycle.batch.notes
+    )
 
 
-def _cycle(cycle: Cycle, recorder: Recorder, *, force: bool) -> CycleResult:
+def _fewest(settings: Settings, *, anyway: bool) -> int:
+    return 1 if anyway else settings.min_new_files
+
+
+def _cycle(cycle: Cycle, recorder: Recorder, *, force: bool, anyway: bool) -> CycleResult:
     """Run the steps; each is a function of its own section above."""
     settings, champion = cycle.settings, cycle.champion
     # Names were enough to begin; only valid files that production does not know count.
     batch = cycle.batch = take_in_batch(cycle, recorder)
-    if len(batch.files) < settings.min_new_files:
-        return records.waiting(settings, len(batch.files))
+    if len(batch.files) < _fewest(settings, anyway=anyway):
+        return records.waiting(settings, len(batch.files), anyway=anyway)
     # The same question is not answered, and paid for, every night.
     cycle.lost_batches = cycle.registry.judgements.lost_batches(champion.version)
-    earlier = "" if force else cycle.registry.judgements.before(cycle.question)
+    earlier = "" if force or anyway else cycle.registry.judgements.before(cycle.question)
     if earlier:
         return records.already_judged(cycle, earlier)
 
@@ -342,7 +408,7 @@ def _cycle(cycle: Cycle, recorder: Recorder, *, force: bool) -> CycleResult:
         return result
 
     recorder.step("3. decide: mean error %s %s", number_text(monitoring.mean_error), cycle.unit)
-    if not should_retrain(monitoring, cycle.threshold, settings.decide):
+    if not (anyway or should_retrain(monitoring, cycle.threshold, settings.decide)):
         return recorder.concluded(cycle, records.healthy(cycle))
 
     recorder.step("4. retrain on used_gts/ and new_gts/")
@@ -377,6 +443,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="change nothing, say what would happen"
     )
     parser.add_argument("--force", action="store_true", help="judge a batch again")
+    parser.add_argument(
+        "--retrain",
+        action="store_true",
+        help="train and judge on what is there, however few files, although production is healthy",
+    )
     parser.add_argument("--verbose", action="store_true", help="list the recordings as well")
     parser.add_argument(
         "--quiet", action="store_true", help="print only what somebody must look at"
@@ -385,7 +456,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _work(settings: Settings, options: argparse.Namespace) -> int:
-    result = run_orchestrator(settings, dry_run=options.dry_run, force=options.force)
+    result = run_orchestrator(
+        settings, dry_run=options.dry_run, force=options.force, retrain=options.retrain
+    )
     if options.verbose and result.recordings:
         sys.stderr.write(records.recordings_table(result.recordings, result.unit))
     if not options.quiet:
@@ -393,10 +466,12 @@ def _work(settings: Settings, options: argparse.Namespace) -> int:
             "outcome": result.outcome.value,
             "message": result.message,
             "stuck": result.stuck,
+            "notes": [*result.notes],
             **result.facts,
             "by_recording": [dataclasses.asdict(one) for one in result.recordings],
         }
-        print_result(result.message, facts, as_json=options.json, tone=result.outcome.tone)
+        lines = [result.message, *result.notes]
+        print_result(lines, facts, as_json=options.json, tone=result.outcome.tone)
     return EXIT_DONE
 
 

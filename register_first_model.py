@@ -129,7 +129,7 @@ def from_pickle(settings: Settings, training: Training) -> FirstModel:
             params |= {"n_folds": known.n_folds, "random_state": known.random_state}
     return FirstModel(
         trained=trained,
-        manifest=Manifest.of(hashes, trained.row_counts),
+        manifest=_manifest(settings, training, trained, hashes),
         source=path.name,
         out_of_fold=known is not None,
         params=params,
@@ -212,6 +212,17 @@ def _scored(
     return trained, hashes
 
 
+def _manifest(
+    settings: Settings, training: Training, trained: TrainedModel, hashes: Mapping[str, str]
+) -> Manifest:
+    """Return what a model was trained on; the home knows these recordings from now on."""
+    from retraining.intake import known_by_home
+
+    known = known_by_home(settings, training)
+    known.save()
+    return Manifest.of(hashes, trained.row_counts, known.identity)
+
+
 # --- A model that is trained now ---
 
 
@@ -226,7 +237,7 @@ def trained_now(settings: Settings, training: Training) -> FirstModel:
     trained, hashes = train_on_folder(settings, training, settings.used_gts)
     return FirstModel(
         trained=trained,
-        manifest=Manifest.of(hashes, trained.row_counts),
+        manifest=_manifest(settings, training, trained, hashes),
         source=f"trained on {len(hashes)} recordings",
         out_of_fold=True,
         params={"n_folds": settings.n_folds, "random_state": settings.random_state},

@@ -77,6 +77,8 @@ MODEL_COLUMNS = (*MODEL_NUMBER_COLUMNS, "counted")
 MODEL_OPTIONAL_COLUMNS = ("counted", "file")
 """Without them a model takes every object as counted, and all rows as one recording."""
 MODEL_CHECKS_ROWS = True
+SESSION_COLUMN = "session"
+"""Optional in a ground truth: which recordings belong together. No model sees it."""
 
 ERROR_NAME = "counting error"
 ERROR_UNIT = "%"
@@ -97,6 +99,12 @@ VERDICT_COLUMNS = (
 LARGEST_INTEGER = 2**53
 """Beyond this a float no longer tells two integers apart."""
 LARGEST_LINE_BYTES = 100_000
+BOX_COLUMNS = ("area", "aspect_ratio")
+"""The tracker writes 0 for them on a track's first row."""
+INVERTED_SHARE = 0.9
+"""With more aspect ratios below 1 they look inverted; real recordings have at most 0.014."""
+FEWEST_TRACKS = 3
+"""With fewer there is next to nothing to compare a track with."""
 NEIGHBOURS_EACH_SIDE = 5
 RATIO_FEATURES = (
     "speed",
@@ -130,6 +138,7 @@ DESCRIBED_THINGS = "tracks"
 """For reports."""
 LABEL_COLUMN = "is_stem"
 """Of the examples: whether the track is a real stem."""
+OBJECT_COLUMN = "object_id"
 DETECTION_FEATURES = (
     "centroids_x",
     "centroids_y",
@@ -207,10 +216,11 @@ def read_ground_truth(path: str | Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame of shape (n_rows, 10)
-        The nine columns in documented order plus `file`, the name. Numbers are `int64` (object_id,
-        frames) or `float64` with NaN for a missing or impossible measurement; `counted` is `bool`;
-        `ground_truth` is nullable `boolean`, each object's label on all of its rows, NA only for
-        objects that were not counted.
+        The nine columns in documented order plus `file`, the name (and `session`, one text, where
+        the file has that column). Numbers are `int64` (object_id, frames) or `float64` with NaN for
+        a missing or impossible measurement; `counted` is `bool`; `ground_truth` is nullable
+        `boolean`, each object's label on all of its rows, NA only for objects that were not
+        counted.
 
     Raises
     ------
@@ -242,7 +252,7 @@ def parse_ground_truth(content: bytes, name: str) -> pd.DataFrame:
     InvalidGroundTruth
         With the row or column and what to do.
     """
-    return _parsed_rows(content, name, GROUND_TRUTH_COLUMNS)
+    return _parsed_rows(content, name, GROUND_TRUTH_COLUMNS, also=(SESSION_COLUMN,))
 
 
 def parse_unlabelled(content: bytes, name: str) -> pd.DataFrame:
@@ -270,20 +280,27 @@ def parse_unlabelled(content: bytes, name: str) -> pd.DataFrame:
 
 
 def _parsed_rows(
-    content: bytes, name: str, wanted: tuple[str, ...], *, counted_if_unsaid: bool = False
+    content: bytes,
+    name: str,
+    wanted: tuple[str, ...],
+    *,
+    also: tuple[str, ...] = (),
+    counted_if_unsaid: bool = False,
 ) -> pd.DataFrame:
     if _printable(name) != name:
         raise InvalidGroundTruth(name, "has a name that is not UTF-8", "rename the file")
     text = _decoded(content, name)
     optional = {"counted"} if counted_if_unsaid else set()
-    header = _header(text, wanted, optional, name)
+    header = _header(text, wanted, {*optional, *also}, name)
     _check_row_widths(content, text, len(header), name)
-    given = tuple(column for column in wanted if column in header)
+    given = tuple(column for column in (*wanted, *also) if column in header)
     raw = _parsed_columns(content, header, given, name)
     row_numbers = raw.index.to_numpy() + 2
     columns: dict[str, Any] = {}
     for column in INTEGER_COLUMNS:
         columns[column] = _integers(raw[column], column, row_numbers, name)
+    if any(raw[column].dtype.kind != "i" for column in INTEGER_COLUMNS):
+        _refuse_shortened_integers(content, header, columns, name)
     for column in MEASUREMENT_RANGES:
         columns[column] = _measurements(raw[column], column, row_numbers, name)
     _refuse_repeated_rows(columns["object_id"], columns["frames"], row_numbers, name)
@@ -294,9 +311,14 @@ def _parsed_rows(
     }
     flags |= {column: np.ones(len(raw)) for column in optional.difference(given)}
     columns |= _object_flags(columns["object_id"], flags, name)
-    frame = pd.DataFrame({column: columns[column] for column in wanted})
-    frame["file"] = pd.array([name], dtype="str").repeat(len(frame))
-    return frame
+    texts = {"file": name}
+    if SESSION_COLUMN in given:
+        texts[SESSION_COLUMN] = _session(raw[SESSION_COLUMN], name)
+    repeated = {
+        column: pd.array([text], dtype="str").repeat(len(raw)) for column, text in texts.items()
+    }
+    # At once: every column that is added later costs as much as the first nine together.
+    return pd.DataFrame({column: columns[column] for column in wanted} | repeated)
 
 
 def _decoded(content: bytes, name: str) -> str:
@@ -310,7 +332,7 @@ def _decoded(content: bytes, name: str) -> str:
         position = content.index(b"\0")
         line = content.count(b"\n", 0, position) + 1
         raise InvalidGroundTruth(name, f"line {line} holds a NUL byte", "export it again")
-    longest = max(map(len, content.splitlines()))
+    longest = _longest_line(content)
     if longest > LARGEST_LINE_BYTES:
         raise InvalidGroundTruth(
             name, f"holds a line of {longest} bytes", "write one detection per line"
@@ -322,6 +344,16 @@ def _decoded(content: bytes, name: str) -> str:
         raise InvalidGroundTruth(
             name, f"line {line} is not UTF-8 text", "save it as CSV (UTF-8)"
         ) from error
+
+
+def _longest_line(content: bytes) -> int:
+    """Return the bytes of the longest line; 0 at once where none can be too long."""
+    step = LARGEST_LINE_BYTES // 2
+    starts = range(0, len(content) - step, step)
+    # A longer line would fill one of these parts.
+    if all(content.find(b"\n", start, start + step) >= 0 for start in starts):
+        return 0
+    return max(map(len, content.splitlines()))
 
 
 def _header(text: str, wanted: tuple[str, ...], optional: set[str], name: str) -> list[str]:
@@ -337,7 +369,7 @@ def _header(text: str, wanted: tuple[str, ...], optional: set[str], name: str) -
             f"lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
             f"its header must name {', '.join(wanted)}",
         )
-    doubled = [column for column in wanted if header.count(column) > 1]
+    doubled = [column for column in (*wanted, *optional) if header.count(column) > 1]
     if doubled:
         raise InvalidGroundTruth(
             name, f"names the column {doubled[0]} twice", "remove or rename one of them"
@@ -385,7 +417,11 @@ def _has_plain_rows(content: bytes, n_columns: int) -> bool:
 
 
 def _parsed_columns(
-    content: bytes, header: list[str], wanted: tuple[str, ...], name: str
+    content: bytes,
+    header: list[str],
+    wanted: tuple[str, ...],
+    name: str,
+    as_text: tuple[str, ...] = (SESSION_COLUMN,),
 ) -> pd.DataFrame:
     """Return the wanted columns as pandas reads them, without rows of nothing but commas."""
     positions = [header.index(column) for column in wanted]
@@ -394,16 +430,21 @@ def _parsed_columns(
             # With its mark removed here, pandas need not decode and encode the text once more.
             io.BytesIO(content.removeprefix(codecs.BOM_UTF8)),
             header=0,
-            names=[f"{number} {column}" for number, column in enumerate(header)],
+            # Others may stand there twice, which pandas refuses.
+            names=[
+                column if column in wanted else f"{number} {column}"
+                for number, column in enumerate(header)
+            ],
             usecols=positions,
             skip_blank_lines=False,
             index_col=False,
             low_memory=False,
             skipinitialspace=True,
+            # As written: among blank cells pandas would turn the session 12 into 12.0.
+            dtype={column: "str" for column in as_text if column in wanted} or None,
         )
     except (pd.errors.ParserError, ValueError, OverflowError) as error:
         raise InvalidGroundTruth(name, f"is not a CSV table: {error}", "export it again") from error
-    raw.columns = pd.Index([column.split(" ", 1)[1] for column in raw.columns])
     blank = raw["object_id"].isna()
     if blank.any():
         blank = raw.isna().all(axis=1)
@@ -445,6 +486,44 @@ def _integers(cells: pd.Series, column: str, row_numbers: np.ndarray, name: str)
             "every row needs its object_id and its frame",
         )
     return numbers.astype(np.int64)
+
+
+def _refuse_shortened_integers(
+    content: bytes, header: list[str], columns: dict[str, np.ndarray], name: str
+) -> None:
+    """Refuse integers in scientific notation that may have lost digits, as 1.2E+05 has four.
+
+    The same cell may be exact. It is believed if a cell of its column shows as many digits as the
+    integer has: what wrote that one had room for them.
+    """
+    if not _may_hold_exponents(content):
+        return
+    texts = _parsed_columns(content, header, INTEGER_COLUMNS, name, INTEGER_COLUMNS)
+    for column in INTEGER_COLUMNS:
+        mantissas = texts[column].str.extract(r"([\d.]+)[eE]", expand=False)
+        n_written = mantissas.str.replace(".", "").str.lstrip("0").str.len().to_numpy(dtype=float)
+        n_digits = np.strings.str_len(np.abs(columns[column]).astype(np.str_))
+        is_plain = np.isnan(n_written)
+        n_shown = np.where(is_plain, n_digits, n_written).max()
+        shortened = np.flatnonzero(~is_plain & (columns[column] != 0) & (n_digits > n_shown))
+        if shortened.size:
+            line = texts.index[shortened[0]] + 2
+            text = texts[column].iloc[shortened[0]][:60]
+            things = "tracks" if column == OBJECT_COLUMN else "frames"
+            raise InvalidGroundTruth(
+                name,
+                f"line {line}, column {column}: {text!r} was shortened, as spreadsheets do: "
+                f"different {things} may share it",
+                f"export it again with {column} as plain integers",
+            )
+
+
+def _may_hold_exponents(content: bytes) -> bool:
+    """Say whether E stands before a digit or a plus anywhere; faster than any pattern."""
+    characters = np.frombuffer(content, dtype=np.uint8)
+    following = characters[np.flatnonzero((characters[:-1] | 0x20) == ord("e")) + 1]
+    is_digit = (following >= ord("0")) & (following <= ord("9"))
+    return bool((is_digit | (following == ord("+"))).any())
 
 
 def _no_integers(numbers: np.ndarray) -> np.ndarray:
@@ -523,6 +602,26 @@ def _flag(word: object) -> int:
     return int(number) if number in (0.0, 1.0) else -2
 
 
+def _session(cells: pd.Series, name: str) -> str:
+    """Return the one session that a recording names, or an empty text."""
+    told = ""
+    different = cells.dropna().drop_duplicates()
+    for line, cell in zip(different.index.to_numpy() + 2, different, strict=True):
+        text = str(cell).strip()
+        whole, _, fraction = text.partition(".")
+        # A spreadsheet writes 12 as 12.0 when it saves the file again.
+        if whole.isdecimal() and not fraction.strip("0"):
+            text = whole
+        if told and text and text != told:
+            raise InvalidGroundTruth(
+                name,
+                f"line {line}, column {SESSION_COLUMN}: {text[:60]!r} after {told[:60]!r}",
+                "a recording is of one session: make its rows agree, or rename the column",
+            )
+        told = told or text
+    return told
+
+
 def _object_flags(object_id: np.ndarray, flags: dict[str, np.ndarray], name: str) -> dict[str, Any]:
     """Give every row the one value that the rows of its object state."""
     objects, object_of_row = np.unique(object_id, return_inverse=True)
@@ -552,20 +651,105 @@ def _object_flags(object_id: np.ndarray, flags: dict[str, np.ndarray], name: str
     return {"counted": counted[object_of_row], "ground_truth": label}
 
 
+def session(rows: pd.DataFrame) -> str:
+    """Return the session of a recording; empty for one of its own.
+
+    Parameters
+    ----------
+    rows
+        One recording as `parse_ground_truth` returns it.
+    """
+    return str(rows[SESSION_COLUMN].iloc[0]) if SESSION_COLUMN in rows and len(rows) else ""
+
+
 def data_quality_note(rows: pd.DataFrame) -> str:
-    """Say which measurements of a recording are missing, or return an empty text.
+    """Say what is odd about a recording that can be used all the same, or return an empty text.
+
+    Parameters
+    ----------
+    rows
+        One recording as `read_ground_truth` or `parse_unlabelled` returns it.
+
+    Notes
+    -----
+    Mean error on 33 recordings, each by a model of others, if all are damaged in one way (4.1 %
+    as they are): boxes of 0 on all rows 8.6 %, aspect ratios inverted 5.0 %, x and y exchanged
+    27 %, which is 4.1 % since the features follow the motion.
+    """
+    columns = {name: rows[name].to_numpy() for name in MODEL_NUMBER_COLUMNS}
+    columns["counted"] = _is_counted(rows)
+    notes = [
+        f"{name}: {count} of {len(rows)} values missing or impossible"
+        for name in MEASUREMENT_RANGES
+        if (count := np.count_nonzero(np.isnan(columns[name])))
+    ]
+    return ", ".join((*notes, *_notes_of_tracks(columns)))
+
+
+def _notes_of_tracks(columns: dict[str, np.ndarray]) -> list[str]:
+    """Return what is odd about the counted rows of one recording, each in a text of its own."""
+    tracks = _group_tracks(columns)
+    n_tracks = len(tracks.starts)
+    if not n_tracks:
+        return ["no counted tracks"]
+    first, last = tracks.order[tracks.starts], tracks.order[tracks.ends]
+    later = columns["counted"].copy()
+    later[first] = False
+    notes = []
+    for name in BOX_COLUMNS:
+        n_zeros = np.count_nonzero((columns[name] <= NEXT_TO_NOTHING) & later)
+        if n_zeros:
+            notes.append(
+                f"{name}: {n_zeros} of {len(later)} values 0 beyond a track's first row "
+                "(taken as missing)"
+            )
+    known = (columns["aspect_ratio"] > NEXT_TO_NOTHING) & later
+    n_known = np.count_nonzero(known)
+    n_low = np.count_nonzero((columns["aspect_ratio"] < 1) & known)
+    if n_low > INVERTED_SHARE * n_known:
+        notes.append(
+            f"aspect_ratio: {n_low} of {n_known} known values below 1 "
+            "(inverted? it is height / width)"
+        )
+    way_x, way_y = (columns[n][last] - columns[n][first] for n in ("centroids_x", "centroids_y"))
+    if _move_along_y(way_x, way_y, tracks).any():
+        notes.append(
+            "objects move along y: x and y are exchanged or the camera was turned "
+            "(features follow the motion)"
+        )
+    if n_tracks < FEWEST_TRACKS:
+        notes.append(
+            f"only {n_tracks} counted track{'s' if n_tracks > 1 else ''}: "
+            "features compare a track with its neighbours"
+        )
+    return notes
+
+
+def identity(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the values that tell a recording apart, however it is saved.
 
     Parameters
     ----------
     rows
         One recording as `read_ground_truth` returns it.
+
+    Returns
+    -------
+    DataFrame of shape (n_rows, 3)
+        Of the rows with a place: centroids to the pixel and the score to a tenth. Any two of 33
+        different recordings share at most 1.4 % of them, copies with one decimal at least 95 %;
+        to a hundredth it would be 0.2 %, and 9 % of those copies.
     """
-    missing = {column: int(rows[column].isna().sum()) for column in MEASUREMENT_RANGES}
-    return ", ".join(
-        f"{column}: {count} of {len(rows)} values missing or impossible"
-        for column, count in missing.items()
-        if count
-    )
+    decimals = {"centroids_x": 0, "centroids_y": 0, "scores": 1}
+    values = {name: rows[name].to_numpy().round(digits) for name, digits in decimals.items()}
+    placed = np.isfinite(values["centroids_x"]) & np.isfinite(values["centroids_y"])
+    table = pd.DataFrame(values, index=rows.index)
+    return table if placed.all() else table[placed]
+
+
+def is_labelled(rows: pd.DataFrame) -> np.ndarray:
+    """Return which rows belong to a counted object: of others the label is not used."""
+    return rows["counted"].to_numpy()
 
 
 # --- Features of a track ---
@@ -678,7 +862,7 @@ def _table_of(rows: Any) -> pd.DataFrame:
     doubled = [column for column in wanted if names.count(column) > 1]
     if doubled:
         raise ValueError(f"the rows have the column {doubled[0]} twice")
-    return rows.set_axis(names, axis=1)
+    return rows if names == [*rows.columns] else rows.set_axis(names, axis=1)
 
 
 def _model_columns(rows: Any) -> dict[str, np.ndarray]:
@@ -776,10 +960,17 @@ def _features_of_tracks(rows: _Rows, tracks: _Tracks) -> pd.DataFrame:
 
 
 def _track_facts(rows: _Rows, tracks: _Tracks) -> dict[str, np.ndarray]:
-    """Measure each track in pixels and frames; x grows in its recording's main direction."""
+    """Measure each track in pixels and frames; x grows in its recording's main direction.
+
+    Where objects move along y, x and y are exchanged first.
+    """
     columns = {name: np.asarray(rows[name])[tracks.order] for name in MODEL_NUMBER_COLUMNS}
     first, last = tracks.starts, tracks.ends
     x, y, frames = columns["centroids_x"], columns["centroids_y"], columns["frames"]
+    along_y = _move_along_y(x[last] - x[first], y[last] - y[first], tracks)
+    if along_y.any():
+        exchanged = np.repeat(along_y, tracks.lengths)
+        x, y = np.where(exchanged, y, x), np.where(exchanged, x, y)
     # The tracker writes 0 for the box on a track's first row.
     area, aspect = (
         np.where(columns[name] > NEXT_TO_NOTHING, columns[name], np.nan)
@@ -811,6 +1002,15 @@ def _track_facts(rows: _Rows, tracks: _Tracks) -> dict[str, np.ndarray]:
         "end": x[last] * direction,
         "middle_time": (frames[first] + frames[last]) / 2,
     }
+
+
+def _move_along_y(way_x: np.ndarray, way_y: np.ndarray, tracks: _Tracks) -> np.ndarray:
+    """Return for each track whether most tracks of its recording go further along y than along x.
+
+    At most 4 % of the tracks do so in 33 real recordings.
+    """
+    n_along_y = np.bincount(tracks.recording, np.abs(way_y) > np.abs(way_x))
+    return (2 * n_along_y > np.bincount(tracks.recording))[tracks.recording]
 
 
 def _directions(velocity: np.ndarray, tracks: _Tracks) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -296,6 +296,7 @@ def train(
     n_folds: int,
     random_state: int,
     resources: Resources | None = None,
+    twins: Mapping[str, str] | None = None,
 ) -> tuple[TrainedModel, int]:
     """Train on recordings and score each of them by a model that never saw its session.
 
@@ -304,9 +305,13 @@ def train(
     paths
         One file per recording.
     n_folds
-        Folds by session; at least 2 and at most the number of sessions.
+        Folds by session, at least 2; where recordings name sessions, there are no more folds than
+        sessions.
     random_state
         Seed of the shuffled folds and of the models.
+    twins
+        Name -> name of the recording that it is another copy, or a part, of: these are not split
+        either.
 
     Returns
     -------
@@ -324,7 +329,9 @@ def train(
 
     resources = resources or Resources()
     reader = Reader(training, resources.tables, resources.max_file_mb)
-    _refuse_too_few(len(paths), n_folds, "recordings")
+    lacking = too_few_recordings(reader, paths, n_folds)
+    if lacking:
+        raise PipelineError(f"cannot train: there are {lacking}")
     with _workers(resources):
         recordings = _read(reader, sorted(paths), resources)
         examples = pd.concat([one.examples for one in recordings], ignore_index=True)
@@ -337,7 +344,8 @@ def train(
             recording_of=np.repeat(numbers, lengths),
             random_state=random_state,
         )
-        splits = [*_folds(recordings, n_folds, random_state), (numbers, numbers)]
+        sessions = [one.session or (twins or {}).get(one.name, one.name) for one in recordings]
+        splits = [*_folds(sessions, n_folds, random_state), (numbers, numbers)]
         # Bound to the function: an argument would live on one worker of a cluster, and die with it.
         fit_and_score = joblib.delayed(functools.partial(Fitter.fit_and_score, fitter))
         fits = joblib.Parallel(return_as="generator")(
@@ -359,6 +367,7 @@ def train(
         importance=None
         if losses.empty
         else pd.DataFrame({"mean": losses.mean(), "deviation": losses.std(ddof=0)}),
+        sessions={one.name: one.session for one in recordings if one.session},
     )
     return trained, sum(one.was_known for one in recordings)
 
@@ -384,28 +393,44 @@ def _concat(tables: Any) -> pd.DataFrame:
     return pd.concat(list(tables))
 
 
-def _refuse_too_few(found: int, n_folds: int, what: str) -> None:
+def too_few_recordings(reader: Reader, paths: Sequence[Path], n_folds: int) -> str:
+    """Say what is lacking for so many folds; empty where sessions let fewer do."""
     needed = max(n_folds, 2)
-    if found < needed:
-        raise PipelineError(
-            f"cannot train: there are {found} {what}; {n_folds} folds need at least {needed}: "
-            "add recordings or lower --n-folds"
-        )
+    if len(paths) >= needed:
+        return ""
+    if len(paths) > 1 and reader.training.said("session"):
+        with contextlib.suppress(PipelineError):  # more recordings come before mended ones
+            if any(reader.recording(path).session for path in paths):
+                return ""
+    return (
+        f"{len(paths)} recordings; {n_folds} folds need at least {needed}: add recordings or lower "
+        "--n-folds"
+    )
 
 
 def _folds(
-    recordings: Sequence[Recording], n_folds: int, random_state: int
+    sessions: Sequence[str], n_folds: int, random_state: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Give the numbers of training and test recordings of each fold."""
+    """Give the numbers of training and test recordings of each fold, given the session of each."""
     import pandas as pd
     from sklearn.model_selection import GroupKFold
 
-    sessions = pd.factorize(
-        pd.Series([one.session or one.name for one in recordings], dtype=object)
-    )[0]
-    _refuse_too_few(sessions.max() + 1, n_folds, "sessions of recordings")
+    groups = pd.factorize(pd.Series(sessions, dtype=object))[0]
+    n_folds = _folds_of_sessions(int(groups.max()) + 1, n_folds)
     folds = GroupKFold(n_folds, shuffle=True, random_state=random_state)
-    yield from folds.split(sessions, groups=sessions)
+    yield from folds.split(groups, groups=groups)
+
+
+def _folds_of_sessions(n_sessions: int, n_folds: int) -> int:
+    """Return how many folds there are: no more than sessions."""
+    if n_sessions < 2:
+        raise PipelineError(
+            "cannot train: all recordings are of one session, and a session is never split between "
+            "training and test: add recordings of another one"
+        )
+    if n_sessions < n_folds:
+        logger.info("%d folds instead of %d, one for each session", n_sessions, n_folds)
+    return min(n_folds, n_sessions)
 
 
 def _read(reader: Reader, paths: Sequence[Path], resources: Resources) -> list[Recording]:

@@ -5,8 +5,10 @@ Nothing heavy is imported here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retraining.ground_truth import GroundTruthFile
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from retraining.gate import Verdict
+    from retraining.known_recordings import KnownRecordings
 
 PART_ROWS = 500_000
 """Rows that are scored at once; about 50 MB, 100 recordings."""
@@ -47,11 +50,17 @@ class Batch:
         Of their contents.
     data_quality
         Name -> note about measurements that were taken as missing.
+    notes
+        What else became of the files in new_gts/, in a sentence each.
+    stand_ins
+        Name in used_gts/ -> the file that would take its place, in a dry run.
     """
 
     files: tuple[GroundTruthFile, ...]
     fingerprint: str
     data_quality: Mapping[str, str]
+    notes: Sequence[str] = ()
+    stand_ins: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -59,9 +68,23 @@ class Batch:
         return {one.name: one.sha256 for one in self.files}
 
     @property
+    def sessions(self) -> dict[str, str]:
+        """Name -> session; empty for one of its own."""
+        return {one.name: one.session for one in self.files}
+
+    @property
     def manifest(self) -> Manifest:
         """The files as they are recorded with a run."""
-        return Manifest(tuple(TrainingFile(one.name, one.sha256, one.n_rows) for one in self.files))
+        return Manifest(
+            tuple(
+                TrainingFile(one.name, one.sha256, one.n_rows, one.identity) for one in self.files
+            )
+        )
+
+    def without(self, learnt: Collection[str]) -> Batch:
+        """Return those that are new to a version, given SHA-256 of what it learnt."""
+        files = tuple(one for one in self.files if not one.was_learnt_as(learnt))
+        return dataclasses.replace(self, files=files)
 
     def parts(self) -> Iterator[list[GroundTruthFile]]:
         """Give the files in groups of at most `PART_ROWS` rows, or of one file."""
@@ -149,6 +172,11 @@ class Challenger:
         """SHA-256 of a recording -> error by a model that never saw it."""
         return out_of_fold_by_hash(self.result, self.manifest)
 
+    @property
+    def sessions(self) -> dict[str, str]:
+        """SHA-256 of a recording -> session; empty for one of its own."""
+        return {one.sha256: self.result.sessions.get(one.name, "") for one in self.manifest.files}
+
 
 def out_of_fold_by_hash(trained: TrainedModel, manifest: Manifest) -> dict[str, float]:
     """Return SHA-256 of a recording -> error by a model that never saw it."""
@@ -203,6 +231,8 @@ class CycleResult:
         The batch as both models count it; empty if it was not monitored.
     unit
         Of their errors.
+    notes
+        What else became of the files in new_gts/.
     """
 
     outcome: Outcome
@@ -211,6 +241,7 @@ class CycleResult:
     stuck: str | None = ""
     recordings: tuple[RecordingResult, ...] = ()
     unit: str = ""
+    notes: Sequence[str] = ()
 
 
 @dataclass
@@ -223,6 +254,8 @@ class Cycle:
         What it works with; the champion is the production model when the cycle began.
     id
         Marks its runs and versions.
+    known
+        The recordings that the home knows, those of the batch among them.
     batch, lost_batches, monitoring, probation, challenger, verdict
         What the steps returned; None before.
     history
@@ -238,6 +271,7 @@ class Cycle:
     training: Training
     champion: Champion
     id: str
+    known: KnownRecordings
     batch: Batch = field(default_factory=lambda: Batch((), "", {}))
     lost_batches: Collection[str] = ()
     monitoring: Monitoring | None = None
@@ -315,7 +349,7 @@ class Cycle:
                 champion_count=_count(production, PREDICTED_COUNT, one.name),
                 champion_error=float(production[ERROR][one.name]),
                 challenger_count=_count(other, PREDICTED_COUNT, one.name),
-                challenger_error=None if other is None else float(other[ERROR][one.name]),
+                challenger_error=_error(other, one.name),
             )
             for one in self.batch.files
         )
@@ -328,4 +362,11 @@ def threshold_of(settings: Settings, training: Training) -> float:
 
 def _count(errors: pd.DataFrame | None, column: str, name: str) -> int | None:
     """Return a count of a recording; None without a model, or where nothing is counted."""
-    return None if errors is None or column not in errors else int(errors[column][name])
+    if errors is None or column not in errors or name not in errors.index:
+        return None
+    return int(errors[column][name])
+
+
+def _error(errors: pd.DataFrame | None, name: str) -> float | None:
+    """Return the error of a recording; None without a model, or where it learnt the recording."""
+    return None if errors is None or name not in errors.index else float(errors[ERROR][name])

@@ -29,8 +29,10 @@ from retraining.text import now
 LOCK_NAME = ".pipeline.lock"
 TEMPORARY_PREFIX = ".pipeline-"
 TEMPORARY_SUFFIX = ".tmp"
+NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
 LONGEST_NAME_BYTES = 230
 """Filesystems allow 255; the rest is room for a number and for the suffix of the reason."""
+SEAL_BYTES = 64
 SETTLE_SECONDS = 1.0
 HOLDER_SECONDS = 0.2
 HOLDER_LOOKS = 10
@@ -166,6 +168,34 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write a file whole or not at all, and keep it through a power cut."""
     with written_whole(path, mode=mode) as temporary:
         temporary.write_bytes(content)
+
+
+def write_sealed(path: Path, name: str, content: bytes, *, durable: bool = True) -> None:
+    """Write a file of ours alone (0600) with a digest over its name and content in front."""
+    with written_whole(path, mode=0o600, durable=durable) as temporary:
+        temporary.write_bytes(_seal(name, content) + content)
+
+
+def read_sealed(path: Path, name: str, *, note_use: bool = False) -> bytes | None:
+    """Return what `write_sealed` wrote under that name; None of anything else.
+
+    Parameters
+    ----------
+    note_use
+        Whether the time of the file says when it was last read.
+    """
+    with contextlib.suppress(OSError, UnusableFile), open_regular(path) as (stream, status):
+        if belongs_to_us(status):
+            if note_use:
+                os.utime(stream.fileno())
+            entry = stream.read()
+            content = entry[SEAL_BYTES:]
+            return content if entry[:SEAL_BYTES] == _seal(name, content) else None
+    return None
+
+
+def _seal(name: str, content: bytes) -> bytes:
+    return hash_bytes(name.encode() + b"\n" + content).encode()
 
 
 def remove_left_overs(folder: Path) -> None:
@@ -373,7 +403,7 @@ def free_name(name: str, folder: Path, taken: Collection[str] = ()) -> str:
     return candidate
 
 
-def move_file(source: Path, folder: Path, name: str = "") -> Path:
+def move_file(source: Path, folder: Path, name: str = "", *, own_inode: bool = False) -> Path:
     """Move one file into a folder without ever overwriting or losing it, and return its new path.
 
     Parameters
@@ -381,29 +411,51 @@ def move_file(source: Path, folder: Path, name: str = "") -> Path:
     source
         The file, link or whatever stands there.
     folder
-        Where it goes; if the wished name is taken, under a free one.
+        Where it goes, made if it is missing; if the wished name is taken, under a free one. A
+        name that a crash has given to this very file already is no other one.
     name
         The wished name; its own by default.
+    own_inode
+        Copy a regular file that others may still write to, because it belongs to somebody else or
+        has a second name.
     """
+    _make_folder(folder)
+    status = source.lstat()
+    plain = stat.S_ISREG(status.st_mode)
     while True:
-        target = folder / free_name(name or source.name, folder)
-        try:
-            os.link(source, target, follow_symlinks=False)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-                raise
-            if source.is_symlink() or not source.is_file():
-                source.rename(target)
-                break
-            _copy_whole(source, target)
+        target = folder / (name or source.name)
+        if not (os.path.lexists(target) and os.path.samestat(target.lstat(), status)):
+            target = folder / free_name(target.name, folder)
+            if own_inode and plain and not _is_ours_alone(status):
+                _copy_whole(source, target)
+            else:
+                try:
+                    os.link(source, target, follow_symlinks=False)
+                except FileExistsError:
+                    continue
+                except OSError as error:
+                    if error.errno not in NO_LINKS:
+                        raise
+                    if not plain:
+                        source.rename(target)
+                        break
+                    _copy_whole(source, target)
         sync_folder(folder)
         source.unlink()
         break
     sync_folder(folder)
     sync_folder(source.parent)
     return target
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        folder.mkdir()
+        sync_folder(folder.parent)
+
+
+def _is_ours_alone(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and status.st_nlink == 1
 
 
 def _copy_whole(source: Path, target: Path) -> None:

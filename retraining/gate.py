@@ -93,6 +93,8 @@ class Verdict:
         All conditions, in the order in which they were checked.
     n_recordings
         Recordings that both models were scored on.
+    n_sessions
+        Of these recordings; as many where each is a session of its own.
     champion_mean_error, challenger_mean_error
         Over these recordings.
     difference, difference_low, difference_high
@@ -100,14 +102,15 @@ class Verdict:
     p_value
         Of the hypothesis that the challenger is no better.
     recordings_needed
-        If only evidence is lacking: about how many recordings a gain of the observed size needs
-        in all; None otherwise.
+        If only evidence is lacking: about how many recordings (`independent_things`) a gain of
+        the observed size needs in all; None otherwise.
     unit
         Of the errors.
     """
 
     criteria: tuple[Criterion, ...]
     n_recordings: int
+    n_sessions: int
     champion_mean_error: float
     challenger_mean_error: float
     difference: float
@@ -128,6 +131,16 @@ class Verdict:
         return difference_unit(self.unit)
 
     @property
+    def independent_things(self) -> str:
+        """What the test, the interval and the number needed count."""
+        return _independent_things(self.n_sessions, self.n_recordings)
+
+    @property
+    def recordings_in_words(self) -> str:
+        """How many recordings there are, and of how many sessions where that tells them apart."""
+        return _recordings_in_words(self.n_sessions, self.n_recordings)
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Codes of the criteria that failed."""
         return tuple(one.reason for one in self.criteria if one.outcome is Outcome.FAILED)
@@ -138,7 +151,7 @@ class Verdict:
             return (
                 f"{error_text(self.champion_mean_error, self.unit)} -> "
                 f"{error_text(self.challenger_mean_error, self.unit)} on "
-                f"{self.n_recordings} recordings, p = {self.p_value:.2g}"
+                f"{self.recordings_in_words}, p = {self.p_value:.2g}"
             )
         failed = "; ".join(
             f"{one.reason}: {one.explanation}"
@@ -146,7 +159,8 @@ class Verdict:
             if one.outcome is Outcome.FAILED
         )
         if self.recordings_needed:
-            failed += f"; a gain of this size needs about {self.recordings_needed} recordings"
+            needed = f"{self.recordings_needed} {self.independent_things}"
+            failed += f"; a gain of this size needs about {needed}"
         return failed
 
     def as_dict(self) -> dict[str, Any]:
@@ -161,6 +175,7 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     champion_errors: Any,
     challenger_errors: Any,
     *,
+    sessions: Sequence[str] | None = None,
     significance: float = 0.05,
     earlier_looks: Sequence[int] = (),
     peeking: str = "spend",
@@ -168,6 +183,7 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     max_regression: float = 2.0,
     no_model_errors: Any = None,
     used_errors: tuple[Any, Any] | None = None,
+    used_sessions: Sequence[str] | None = None,
     n_leaked: int = 0,
     unit: str = "%",
 ) -> Verdict:
@@ -177,11 +193,14 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     ----------
     champion_errors, challenger_errors
         Shape (n_recordings,): both models on recordings that neither was trained on.
+    sessions
+        Of these recordings, shape (n_recordings,): the errors of one session are not independent.
+        An empty text is a session of its own; None: all are.
     significance
         Largest probability that an equal challenger is promoted; 1 promotes on the lower mean
         error alone, at every look.
     earlier_looks
-        Number of recordings each earlier time that this champion was judged, oldest first.
+        Number of sessions each earlier time that this champion was judged, oldest first.
     peeking
         "spend": `significance` holds over the whole life of the champion, each look has its
         share of it. "ignore": it holds for each look by itself, and false promotions add up.
@@ -194,6 +213,8 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     used_errors
         Out-of-fold errors (champion, challenger) on the old recordings, each of shape (n_used,).
         None: not applicable.
+    used_sessions
+        Of the old recordings, as `sessions`.
     n_leaked
         New recordings that the champion was trained on; any forbids a promotion.
     unit
@@ -214,10 +235,10 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     Notes
     -----
     The p-value is that of the paired sign-flip permutation test on the mean difference: under
-    the hypothesis of equal models the sign of each recording's difference is arbitrary. Exact up
-    to 16 recordings, else from 99,999 random flips or more with (b + 1) / (m + 1). It is held
-    against `effective_significance`; the loss on the old recordings, which can only forbid a
-    promotion, against `significance` itself.
+    the hypothesis of equal models the sign of each recording's difference is arbitrary, and those
+    of one session are flipped together (`by_session`). Exact up to 16 sessions, else from 99,999
+    random flips or more with (b + 1) / (m + 1). It is held against `effective_significance`; the
+    loss on the old recordings, which can only forbid a promotion, against `significance` itself.
 
     References
     ----------
@@ -226,36 +247,38 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     B. Phipson and G. K. Smyth, "Permutation p-values should never be zero", Statistical
     Applications in Genetics and Molecular Biology 9, 2010.
     """
-    effective = effective_significance(
-        significance, np.size(champion_errors), earlier_looks, peeking
-    )
     if not (0 <= min_improvement < math.inf and 0 <= max_regression < math.inf):
         raise ValueError(f"limits {min_improvement} and {max_regression}: must be 0 or more")
     champion, challenger = _paired(champion_errors, challenger_errors)
     differences = np.round(champion - challenger, DIGITS)
     mean = round(float(differences.mean()), DIGITS)
-    p_value = permutation_p_value(differences, effective)
+    independent = by_session(differences, sessions)
+    effective = effective_significance(significance, len(independent), earlier_looks, peeking)
+    p_value = permutation_p_value(independent, effective)
     criteria = (
         _no_leak(n_leaked),
         _improves(mean, min_improvement, unit),
-        _enough_recordings(differences, effective),
+        _enough_recordings(
+            independent, effective, _independent_things(len(independent), len(differences))
+        ),
         _is_significant(p_value, effective, significance, look=len(earlier_looks) + 1),
-        _remembers(used_errors, max_regression, significance, unit),
+        _remembers(used_errors, used_sessions, max_regression, significance, unit),
         _beats_no_model(challenger, no_model_errors, unit),
     )
     failed = {one.reason for one in criteria if one.outcome is Outcome.FAILED}
     lacks_evidence = failed and failed <= {"NOT_SIGNIFICANT", "TOO_FEW_RECORDINGS"}
-    low, high = mean_interval(differences)
+    low, high = mean_interval(differences, sessions)
     return Verdict(
         criteria=criteria,
         n_recordings=len(differences),
+        n_sessions=len(independent),
         champion_mean_error=float(champion.mean()),
         challenger_mean_error=float(challenger.mean()),
         difference=mean,
         difference_low=low,
         difference_high=high,
         p_value=p_value,
-        recordings_needed=recordings_needed(differences, significance, earlier_looks, peeking)
+        recordings_needed=recordings_needed(independent, significance, earlier_looks, peeking)
         if lacks_evidence
         else None,
         unit=unit,
@@ -278,6 +301,61 @@ def difference_unit(unit: str) -> str:
     return "percentage points" if unit == "%" else unit
 
 
+def by_session(values: Any, sessions: Sequence[str] | None) -> np.ndarray:
+    """Return one value per session, with the same mean: what is independent of each other.
+
+    Parameters
+    ----------
+    values
+        One per recording, shape (n_recordings,).
+    sessions
+        Of the recordings, as for `judge`.
+
+    Returns
+    -------
+    array of shape (n_sessions,)
+        In the order in which the sessions come first; `values` themselves where each recording is
+        a session of its own.
+
+    Raises
+    ------
+    NoVerdict
+        If there is not one session for each value.
+
+    Notes
+    -----
+    The sum of the values of a session, times n_sessions / n_recordings. Flipping its sign flips
+    all of its recordings together, and a large session weighs as much as its recordings do.
+
+    Examples
+    --------
+    >>> by_session([3.0, 1.0, 2.0, 2.0], ["a", "", "a", ""]).tolist()
+    [3.75, 0.75, 1.5]
+    """
+    values = np.asarray(values, dtype=float)
+    if sessions is None:
+        return values
+    if len(sessions) != len(values):
+        raise NoVerdict(
+            "DIFFERENT_RECORDINGS", f"{len(values)} recordings and {len(sessions)} sessions"
+        )
+    places: dict[object, int] = {}
+    # A number as stand-in: no text that names a session equals it.
+    place_of = [places.setdefault(one or at, len(places)) for at, one in enumerate(sessions)]
+    if len(places) == len(values):
+        return values
+    return np.round(np.bincount(place_of, values) * (len(places) / len(values)), DIGITS)
+
+
+def _independent_things(n_sessions: int, n_recordings: int) -> str:
+    return "sessions" if n_sessions < n_recordings else "recordings"
+
+
+def _recordings_in_words(n_sessions: int, n_recordings: int, what: str = "recordings") -> str:
+    of_sessions = f" of {n_sessions} sessions" if n_sessions < n_recordings else ""
+    return f"{n_recordings} {what}{of_sessions}"
+
+
 def effective_significance(
     significance: float,
     n_recordings: int,
@@ -291,7 +369,7 @@ def effective_significance(
     significance
         Above 0 and at most 1, for all looks together; 1 is 1 at every look.
     n_recordings
-        That the champion is judged on this time.
+        That the champion is judged on this time; sessions, where recordings share one.
     earlier_looks
         The same each earlier time, oldest first.
     peeking
@@ -395,30 +473,44 @@ def permutation_p_value(differences: np.ndarray, significance: float = 0.05) -> 
     return float(result.pvalue)
 
 
-def mean_interval(values: Any) -> tuple[float, float]:
+def mean_interval(values: Any, sessions: Sequence[str] | None = None) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of a mean over recordings (percentile method).
 
     Parameters
     ----------
     values
         One per recording, shape (n_recordings,).
+    sessions
+        Of the recordings, as for `judge`: whole ones are drawn.
+
+    Notes
+    -----
+    The mean of drawn sessions is that of all their recordings: a sum over a number, of which both
+    depend on what was drawn. So sessions of different size alone make no interval wide.
 
     References
     ----------
     B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
     """
     values = np.asarray(values, dtype=float)
-    if len(values) < 2 or np.ptp(values) == 0:
+    sums, sizes = by_session(values, sessions), by_session(np.ones(len(values)), sessions)
+    if len(sums) < 2 or np.ptp(values) == 0:
         return float(values.mean()), float(values.mean())
+    shared = len(sums) < len(values)
     interval = stats.bootstrap(
-        (values,),
-        np.mean,
+        (sums, sizes) if shared else (values,),
+        _mean_of_sessions if shared else np.mean,
+        paired=shared,
         n_resamples=BOOTSTRAP_RESAMPLES,
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def _mean_of_sessions(sums: np.ndarray, sizes: np.ndarray, axis: int) -> np.ndarray:
+    return sums.sum(axis=axis) / sizes.sum(axis=axis)
 
 
 def recordings_needed(
@@ -432,7 +524,8 @@ def recordings_needed(
     Parameters
     ----------
     differences
-        Paired differences of this look, shape (n_recordings,).
+        Paired differences of this look, shape (n_recordings,), or of `by_session`; what is
+        returned counts the same.
     significance, earlier_looks, peeking
         As for `judge`.
 
@@ -502,16 +595,16 @@ def _improves(mean: float, min_improvement: float, unit: str) -> Criterion:
     )
 
 
-def _enough_recordings(differences: np.ndarray, significance: float) -> Criterion:
+def _enough_recordings(differences: np.ndarray, significance: float, things: str) -> Criterion:
     informative = int(np.count_nonzero(differences))
     needed = _fewest_recordings(significance)
     return _criterion(
-        "recordings on which the models differ",
+        f"{things} on which the models differ",
         informative,
         needed,
         "TOO_FEW_RECORDINGS",
         informative < needed,
-        f"the models differ on {informative} recordings; below {needed} no test can tell",
+        f"the models differ on {informative} {things}; below {needed} no test can tell",
     )
 
 
@@ -528,7 +621,11 @@ def _is_significant(p_value: float, effective: float, significance: float, look:
 
 
 def _remembers(
-    used_errors: tuple[Any, Any] | None, max_regression: float, significance: float, unit: str
+    used_errors: tuple[Any, Any] | None,
+    sessions: Sequence[str] | None,
+    max_regression: float,
+    significance: float,
+    unit: str,
 ) -> Criterion:
     points = difference_unit(unit)
     name = f"loss on the old recordings, {points}"
@@ -536,16 +633,17 @@ def _remembers(
         return _not_applicable(name, "the champion carries no out-of-fold errors")
     champion, challenger = _paired(*used_errors)
     loss = np.round(challenger - champion, DIGITS)
-    p_value = permutation_p_value(loss - max_regression)
+    excess = by_session(loss - max_regression, sessions)
+    p_value = permutation_p_value(excess)
     failed = loss.mean() > max_regression and p_value <= significance
+    old = _recordings_in_words(len(excess), len(loss), "old recordings")
     return _criterion(
         name,
         float(loss.mean()),
         max_regression,
         "FORGETS",
         bool(failed),
-        f"{number_text(float(loss.mean()), 2, sign=True)} {points} on {len(loss)} old recordings, "
-        f"p = {p_value:.3g}",
+        f"{number_text(float(loss.mean()), 2, sign=True)} {points} on {old}, p = {p_value:.3g}",
     )
 
 

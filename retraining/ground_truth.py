@@ -1,4 +1,4 @@
-"""Ground truth files: intake, rejection, requeue, archive and the training folder.
+"""Ground truth files: rejection, requeue, archive, replacement, withdrawal, training folder.
 
 Nothing heavy is imported here.
 """
@@ -6,7 +6,6 @@ Nothing heavy is imported here.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -20,31 +19,30 @@ from typing import Any
 
 from retraining.errors import PipelineError, TryLaterError
 from retraining.files import (
-    UnusableFile,
     free_name,
-    hash_bytes,
     hash_file,
     link_or_copy,
     move_file,
     read_regular_file,
-    settled,
     sync_folder,
     waiting_names,
     write_durably,
 )
+from retraining.journal import Memory, Replaced, Withdrawn
+from retraining.kept_tables import CACHE_FOLDER, KeptTables
 from retraining.settings import Settings
-from retraining.text import now, printable
+from retraining.text import as_local_time, now, printable
 from retraining.training import Training
 
 STAGING_PREFIX = ".training-"
 REASON_SUFFIX = ".reason.json"
 MAX_REASON_MB = 1.0
-KEPT_ROWS = 1_000_000
-"""Of a batch; about 100 MB, 200 recordings."""
+PARKED, KNOWN = "parked", "known"
+"""Kinds of refused files: a person's `correct` takes one, and with the other nothing is wrong."""
 logger = logging.getLogger("pipeline")
 
 
-# --- Intake ---
+# --- What lies there ---
 
 
 def hashes_in(folder: Path, sizes: Collection[int] | None = None) -> dict[str, str]:
@@ -65,36 +63,6 @@ def hashes_in(folder: Path, sizes: Collection[int] | None = None) -> dict[str, s
 
 
 @dataclass(frozen=True)
-class GroundTruthFile:
-    """One valid ground truth file.
-
-    Parameters
-    ----------
-    name
-        Name in new_gts/.
-    sha256
-        Of the bytes that `rows` was parsed from.
-    n_rows
-        Number of rows.
-    data_quality
-        Note about measurements that were taken as missing; empty if there are none.
-    read
-        Gives the rows.
-    """
-
-    name: str
-    sha256: str
-    n_rows: int
-    data_quality: str
-    read: Callable[[], Any] = field(repr=False)
-
-    @property
-    def rows(self) -> Any:
-        """What the training module's reader returned."""
-        return self.read()
-
-
-@dataclass(frozen=True)
 class Refusal:
     """A file that cannot be used, and why.
 
@@ -106,116 +74,61 @@ class Refusal:
         What is wrong and where.
     remedy
         What to do about it.
+    kind
+        `PARKED`, `KNOWN`, or empty if it has to be mended.
     """
 
     name: str
     what: str
     remedy: str
+    kind: str = ""
 
 
 @dataclass(frozen=True)
-class Intake:
-    """What became of the files in new_gts/.
+class GroundTruthFile:
+    """One valid ground truth file.
 
     Parameters
     ----------
-    files
-        Valid ones.
-    refusals
-        Invalid ones and duplicates.
+    name
+        Under which it is known: its own, or that of the waiting file whose place it takes.
+    path
+        Where it lies.
+    sha256
+        Of the bytes that `rows` was parsed from.
+    n_rows
+        Number of rows.
+    data_quality
+        Note about measurements that were taken as missing; empty if there are none.
+    session
+        Recordings of one session are never split; empty for one of its own.
+    identity, labels
+        Digests of its observations and of what people say of them.
+    related
+        SHA-256 of the contents that a version learnt and that have observations in common.
+    read
+        Gives the rows of the file at a path.
     """
 
-    files: tuple[GroundTruthFile, ...]
-    refusals: tuple[Refusal, ...]
+    name: str
+    path: Path
+    sha256: str
+    n_rows: int
+    data_quality: str = ""
+    session: str = ""
+    identity: str = ""
+    labels: str = ""
+    related: frozenset[str] = frozenset()
+    read: Callable[[Path], Any] = field(default=lambda _path: None, repr=False)
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of the valid contents, whatever their names and order."""
-        return hash_bytes("\n".join(sorted(one.sha256 for one in self.files)).encode())[:16]
+    def rows(self) -> Any:
+        """What the training module's reader returned."""
+        return self.read(self.path)
 
-
-def take_in(settings: Settings, training: Training, trained_on: Mapping[str, str]) -> Intake:
-    """Read every settled file of new_gts/; change nothing.
-
-    Parameters
-    ----------
-    settings
-        Names the folders and the size limit.
-    trained_on
-        SHA-256 -> name of the files that production was trained on.
-
-    Notes
-    -----
-    Up to `KEPT_ROWS` rows stay in memory; of a larger batch, files are read again when they are
-    needed, and the cycle ends if one has changed.
-    """
-    files: list[GroundTruthFile] = []
-    refusals: list[Refusal] = []
-    n_rows = 0
-    paths = settled([settings.new_gts / name for name in waiting_names(settings.new_gts)])
-    sizes = {path.lstat().st_size for path in paths}
-    known = {sha256: f"{name}, which production learnt" for sha256, name in trained_on.items()}
-    for sha256, name in hashes_in(settings.used_gts, sizes).items():
-        known[sha256] = f"used_gts/{name}"
-    for path in paths:
-        problem = _problem_of_name(path.name)
-        if problem:
-            refusals.append(Refusal(path.name, f"has a name {problem}", "rename it"))
-            continue
-        try:
-            # Hashed and parsed are the same bytes, whoever writes to the file meanwhile.
-            content = read_regular_file(path, settings.max_file_mb)
-            sha256 = hash_bytes(content)
-            if sha256 in known:
-                what = f"is a duplicate: same content as {known[sha256]}"
-                refusals.append(Refusal(path.name, what, "delete it"))
-                continue
-            rows = training.parse(content, path.name)
-        except ValueError as error:
-            refusals.append(_refusal(path.name, error))
-            continue
-        known[sha256] = f"new_gts/{path.name}"
-        n_rows += len(rows)
-        again = functools.partial(_read_again, settings, training, path.name, sha256)
-        read = functools.partial(_identity, rows) if n_rows <= KEPT_ROWS else again
-        note = training.data_quality_note(rows)
-        files.append(GroundTruthFile(path.name, sha256, len(rows), note, read))
-    return Intake(tuple(files), tuple(refusals))
-
-
-def _identity(rows: Any) -> Any:
-    return rows
-
-
-def _refusal(name: str, error: Exception) -> Refusal:
-    """Return what a reader says of a file, in two parts if it has them."""
-    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-    what = getattr(error, "what", None) or f"cannot be read: {kind}{error}"
-    return Refusal(name, what, getattr(error, "remedy", "correct the file"))
-
-
-def _read_again(settings: Settings, training: Training, name: str, sha256: str) -> Any:
-    changed = TryLaterError(f"{name} changed while the cycle ran; the next run reads it")
-    try:
-        content = read_regular_file(settings.new_gts / name, settings.max_file_mb)
-    except (FileNotFoundError, UnusableFile) as error:
-        raise changed from error
-    if hash_bytes(content) != sha256:
-        raise changed
-    return training.parse(content, name)
-
-
-def _problem_of_name(name: str) -> str:
-    """Say why a name would be a trap in a log, a table or a shell; empty if it is none."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return "that is not UTF-8"
-    if name.startswith("-"):
-        return "that begins with a dash"
-    if not name.isprintable():
-        return "with a line break or another control character"
-    return ""
+    def was_learnt_as(self, shas: Collection[str]) -> bool:
+        """Say whether one of some contents is this recording, a part or a whole of it."""
+        return self.sha256 in shas or not self.related.isdisjoint(shas)
 
 
 # --- Rejected files ---
@@ -225,8 +138,9 @@ def reject(settings: Settings, refusals: Iterable[Refusal]) -> None:
     """Move refused files to new_gts/rejected/, each beside its reason."""
     for refusal in refusals:
         logger.warning(
-            "rejected %r: %s; %s (then: pipeline_orchestrator.py requeue)",
+            "rejected %r: %s; %s%s",
             *(printable(text) for text in (refusal.name, refusal.what, refusal.remedy)),
+            "" if refusal.kind else " (then: pipeline_orchestrator.py requeue)",
         )
         settings.rejected_gts.mkdir(exist_ok=True)
         name = free_name(refusal.name, settings.rejected_gts)
@@ -234,6 +148,7 @@ def reject(settings: Settings, refusals: Iterable[Refusal]) -> None:
             "file": refusal.name,
             "what": refusal.what,
             "remedy": refusal.remedy,
+            "kind": refusal.kind,
             "rejected_at": now(),
         }
         write_durably(
@@ -260,7 +175,8 @@ def rejected_files(settings: Settings) -> tuple[Refusal, ...]:
     found = []
     for name in rejected_names(settings):
         reason = _reason(settings.rejected_gts / f"{name}{REASON_SUFFIX}")
-        found.append(Refusal(name, str(reason.get("what", "")), str(reason.get("remedy", ""))))
+        texts = (str(reason.get(key, "")) for key in ("what", "remedy", "kind"))
+        found.append(Refusal(name, *texts))
     return tuple(found)
 
 
@@ -325,7 +241,7 @@ def archive(settings: Settings, manifest_hashes: Collection[str]) -> list[str]:
             if path.stat().st_dev != settings.used_gts.stat().st_dev:
                 path.unlink()  # a crash came between the copy to the other disk and this
             continue
-        moved.append(move_file(path, settings.used_gts).name)
+        moved.append(move_file(path, settings.used_gts, own_inode=True).name)
     return moved
 
 
@@ -345,12 +261,166 @@ def _join_interrupted_moves(settings: Settings) -> None:
     sync_folder(settings.new_gts)
 
 
+# --- Corrected and withdrawn recordings ---
+
+
+def finish_replacement(settings: Settings, entry: Replaced) -> None:
+    """Let a new file take the place of an old one, which is kept; twice is as good as once."""
+    source = settings.home / entry.source
+    place = settings.home / entry.folder / entry.name
+    if _holds(source, entry.sha256):
+        if _holds(place, entry.old_sha256):
+            _set_aside(place, entry.old_sha256, settings.replaced_gts / entry.kept_as)
+        if not os.path.lexists(place):
+            move_file(source, place.parent, place.name, own_inode=True)
+        elif source != place and _holds(place, entry.sha256):
+            source.unlink()  # a crash came between the copy and this
+    if source.parent == settings.rejected_gts and not os.path.lexists(source):
+        (source.parent / f"{source.name}{REASON_SUFFIX}").unlink(missing_ok=True)
+    if source.parent.is_dir():
+        sync_folder(source.parent)
+
+
+def finish_withdrawal(settings: Settings, entry: Withdrawn) -> None:
+    """Take a recording out of the training data; twice is as good as once."""
+    place = settings.home / entry.folder / entry.name
+    if entry.folder and _holds(place, entry.sha256):
+        if entry.kept_as:
+            _set_aside(place, entry.sha256, settings.withdrawn_gts / entry.kept_as)
+        else:
+            place.unlink()
+            sync_folder(place.parent)
+    if not entry.kept_as:
+        _forget(settings, entry)
+
+
+def _forget(settings: Settings, entry: Withdrawn) -> None:
+    """Delete what a recording was before it was corrected, and what was read of it."""
+    if entry.earlier and settings.replaced_gts.is_dir():
+        for sha256, name in hashes_in(settings.replaced_gts).items():
+            if sha256 in entry.earlier:
+                (settings.replaced_gts / name).unlink()
+        sync_folder(settings.replaced_gts)
+    tables = KeptTables(settings.home / CACHE_FOLDER, maker="", max_mb=settings.cache_mb)
+    for sha256 in (entry.sha256, *entry.earlier):
+        tables.forget(sha256)
+
+
+def withdrawn_recordings(settings: Settings, memory: Memory) -> dict[str, Withdrawn]:
+    """Return SHA-256 -> withdrawal that holds, those of a lost journal among them.
+
+    Files in withdrawn/ that no journal tells of were put there by hand, or their journal is gone.
+    """
+    hold, told = memory.withdrawn(), {one.sha256 for one in memory.all(Withdrawn)}
+    folder = settings.withdrawn_gts
+    for sha256, name in hashes_in(folder).items() if folder.is_dir() else ():
+        if sha256 not in told:
+            hold[sha256] = Withdrawn(
+                sha256=sha256,
+                known="",
+                earlier=[],
+                folder=settings.used_gts.name,
+                name=name,
+                kept_as=name,
+                reason="",
+                who="",
+                at=as_local_time((folder / name).lstat().st_mtime),
+            )
+    return hold
+
+
+def finish_return(settings: Settings, entry: Withdrawn) -> str:
+    """Put a recording back from where a withdrawal had put it; twice is as good as once.
+
+    Returns
+    -------
+    str
+        Its place below the home, under a free name if another one has taken its own; empty if
+        nothing was kept.
+    """
+    kept = settings.withdrawn_gts / entry.kept_as
+    if not entry.kept_as or not _holds(kept, entry.sha256):
+        return ""
+    path = move_file(kept, settings.home / entry.folder, entry.name)
+    return str(path.relative_to(settings.home))
+
+
+def finish_all(settings: Settings, memory: Memory) -> None:
+    """Do what the journal says was begun: replacements, withdrawals and their undoing."""
+    hold, today = memory.withdrawn(), contents_today(memory)
+    for replaced in memory.all(Replaced):
+        # One that was taken back since must not begin again with a file of its name.
+        if replaced.sha256 not in hold and replaced.sha256 == today.get(
+            replaced.sha256, replaced.sha256
+        ):
+            finish_replacement(settings, replaced)
+    for entry in {one.sha256: one for one in memory.all(Withdrawn)}.values():
+        if entry.sha256 in hold:
+            finish_withdrawal(settings, entry)
+        else:
+            finish_return(settings, entry)
+
+
+def contents_today(memory: Memory) -> dict[str, str]:
+    """Return SHA-256 of a content that another one replaced -> the one in its place today."""
+    today: dict[str, str] = {}
+    for one in reversed(memory.all(Replaced)):
+        # The newest first: a content that came back later is its own successor.
+        today.setdefault(one.old_sha256, today.get(one.sha256, one.sha256))
+    return today
+
+
+def left_the_training_data(settings: Settings, memory: Memory) -> set[str]:
+    """Return the contents that were corrected since, and those of withdrawn recordings."""
+    hold, today = withdrawn_recordings(settings, memory), contents_today(memory)
+    gone = {sha256 for sha256, now in today.items() if now != sha256}
+    return gone | {sha256 for one in hold.values() for sha256 in (one.sha256, *one.earlier)}
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    """Say whether a regular file is there with that content."""
+    return path.is_file() and not path.is_symlink() and hash_file(path) == sha256
+
+
+def _set_aside(path: Path, sha256: str, target: Path) -> None:
+    """Move a file to where it is kept, if a crash has not left a copy there already."""
+    if _holds(target, sha256):
+        path.unlink()
+        sync_folder(path.parent)
+    else:
+        move_file(path, target.parent, target.name)
+
+
+def archive_learnt(settings: Settings, names: Iterable[str]) -> list[str]:
+    """Move files of new_gts/ that production learnt to used_gts/, and return their names there."""
+    new, used = settings.new_gts, settings.used_gts
+    return [move_file(new / name, used, own_inode=True).name for name in names]
+
+
+def files_of(
+    settings: Settings, training: Training, names: Mapping[str, str]
+) -> tuple[GroundTruthFile, ...]:
+    """Return files of used_gts/ that are still what they were, given SHA-256 -> name."""
+
+    def read(path: Path) -> Any:
+        rows, sha256 = training.read(path, settings.max_file_mb)
+        if sha256 not in names:
+            raise TryLaterError(f"{path.name} changed while the cycle ran; run again")
+        return rows
+
+    return tuple(
+        GroundTruthFile(name, settings.used_gts / name, sha256, 0, read=read)
+        for sha256, name in names.items()
+        if _holds(settings.used_gts / name, sha256)
+    )
+
+
 # --- The training folder ---
 
 
 @contextlib.contextmanager
 def training_folder(
-    settings: Settings, files: Iterable[GroundTruthFile]
+    settings: Settings, files: Iterable[GroundTruthFile], stand_ins: Mapping[str, Path]
 ) -> Iterator[tuple[Path, dict[str, str]]]:
     """Give used_gts/ plus the new files as one folder, and name -> SHA-256 of what is in it.
 
@@ -358,6 +428,8 @@ def training_folder(
     ----------
     files
         The batch; a name that used_gts/ has too becomes a free one.
+    stand_ins
+        Name in used_gts/ -> the file that would take its place, in a dry run.
 
     Raises
     ------
@@ -372,12 +444,12 @@ def training_folder(
     folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=settings.home))
     try:
         manifest = {}
-        for name in waiting_names(settings.used_gts):
-            link_or_copy(settings.used_gts / name, folder / name)
+        for name in {*waiting_names(settings.used_gts), *stand_ins}:
+            link_or_copy(stand_ins.get(name, settings.used_gts / name), folder / name)
             manifest[name] = hash_file(folder / name)
         for one in files:
             name = free_name(one.name, folder)
-            link_or_copy(settings.new_gts / one.name, folder / name)
+            link_or_copy(one.path, folder / name)
             manifest[name] = hash_file(folder / name)
             if manifest[name] != one.sha256:
                 raise TryLaterError(

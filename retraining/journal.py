@@ -25,10 +25,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import getpass
 import json
 import logging
 import os
 import re
+import socket
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -41,6 +44,8 @@ from retraining.text import now
 
 JOURNAL_NAME = ".pipeline_journal"
 SCHEMA = 1
+COPY, CORRECTION, WHOLE = "copy", "correction", "whole"
+"""What takes the place of another file: the same in other bytes, other labels, or more of it."""
 LINE = re.compile(rb'\{"chain": "([0-9a-f]{64})", (.+)')
 """The checksum is over the very bytes that follow it: nothing has to be written the same again."""
 NO_LINE_BEFORE = "0" * 64
@@ -82,6 +87,89 @@ class Vouch(Entry):
     model_name: str
 
 
+@dataclass(frozen=True)
+class Arrival(Entry):
+    """A content of a recording was seen for the first time; its place is the order of arrival."""
+
+    KIND: ClassVar[str] = "arrival"
+    sha256: str
+    identity: str
+    name: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Replaced(Entry):
+    """One content of a recording takes the place of another: written before files are moved.
+
+    Parameters
+    ----------
+    sha256, old_sha256
+        The content that stays, and the one that goes to used_gts/replaced/ as `kept_as`.
+    source
+        Where the new file lay, below the home.
+    folder, name
+        Where the old one lies, below the home, and the new one will.
+    reason
+        `COPY`, `CORRECTION` or `WHOLE`.
+    labels_changed
+        Of 1 labelled object, against the last content that a person stood for.
+    by_person
+        Whether somebody named it at a command line.
+    """
+
+    KIND: ClassVar[str] = "replaced"
+    sha256: str
+    old_sha256: str
+    source: str
+    folder: str
+    name: str
+    kept_as: str
+    reason: str
+    labels_changed: float
+    by_person: bool
+    at: str
+
+
+@dataclass(frozen=True)
+class Withdrawn(Entry):
+    """A person took a recording out of the training data: written before its file is moved.
+
+    Parameters
+    ----------
+    sha256, known
+        Its content, and a row of `known_recordings` in base64: so it is recognised when nothing
+        else is left of it.
+    earlier
+        Contents that it had before it was corrected.
+    folder, name
+        Where it lies, below the home; no folder if it was not at hand.
+    kept_as
+        Its name in withdrawn/; empty if it is to be deleted.
+    """
+
+    KIND: ClassVar[str] = "withdrawn"
+    sha256: str
+    known: str
+    earlier: list[str]
+    folder: str
+    name: str
+    kept_as: str
+    reason: str
+    who: str
+    at: str
+
+
+@dataclass(frozen=True)
+class WithdrawalUndone(Entry):
+    """A person took a withdrawal back."""
+
+    KIND: ClassVar[str] = "withdrawal_undone"
+    sha256: str
+    who: str
+    at: str
+
+
 SomeEntry = TypeVar("SomeEntry", bound=Entry)
 
 
@@ -108,11 +196,16 @@ class Memory:
 
     def all(self, kind: type[SomeEntry]) -> list[SomeEntry]:
         """Return the entries of one kind, oldest first."""
-        names = {field.name for field in dataclasses.fields(kind)}
+        return [one for one in self.in_order(kind) if isinstance(one, kind)]
+
+    def in_order(self, *kinds: type[Entry]) -> list[Entry]:
+        """Return the entries of some kinds, oldest first."""
+        by_name = {kind.KIND: kind for kind in kinds}
+        fields = {kind: {one.name for one in dataclasses.fields(kind)} for kind in kinds}
+        wanted = [(by_name[one["kind"]], one) for one in self.found if one["kind"] in by_name]
         return [
-            kind(**{name: value for name, value in one.items() if name in names})
-            for one in self.found
-            if one["kind"] == kind.KIND
+            kind(**{name: value for name, value in one.items() if name in fields[kind]})
+            for kind, one in wanted
         ]
 
     @property
@@ -120,6 +213,28 @@ class Memory:
         """The home's id; empty for a journal that is yet to begin."""
         homes = self.all(Home)
         return homes[0].id if homes else ""
+
+    def withdrawn(self) -> dict[str, Withdrawn]:
+        """Return the withdrawals that hold: SHA-256 -> withdrawal."""
+        hold: dict[str, Withdrawn] = {}
+        for one in self.in_order(Withdrawn, WithdrawalUndone):
+            if isinstance(one, Withdrawn):
+                hold[one.sha256] = one
+            elif isinstance(one, WithdrawalUndone):
+                hold.pop(one.sha256, None)
+        return hold
+
+    def replaced(self) -> dict[str, Replaced]:
+        """Return SHA-256 of a content -> what took its place, the last time."""
+        return {one.old_sha256: one for one in self.all(Replaced)}
+
+    def earlier_contents(self, sha256: str) -> list[str]:
+        """Return the contents whose place a recording's content took, the newest first."""
+        before = {one.sha256: one.old_sha256 for one in self.all(Replaced)}
+        found = [sha256]
+        while before.get(found[-1], sha256) not in found:
+            found.append(before[found[-1]])
+        return found[1:]
 
     def vouches(self, model_name: str) -> dict[int, Vouch]:
         """Return what this home vouches for of a registered model: number of a version -> vouch."""
@@ -260,3 +375,13 @@ def _line(before: Memory, entries: tuple[Entry, ...]) -> bytes:
 def _chained(before: str, body: bytes) -> str:
     """Return the checksum of a line: over that of the line before and its own bytes."""
     return hash_bytes(before.encode() + b" " + body)
+
+
+def who() -> str:
+    """Return who is at work: the user, the machine, and whether a person is there."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a number without a name, as in some containers
+        user = f"uid {os.getuid()}"
+    attended = sys.stdin is not None and sys.stdin.isatty()
+    return f"{user}@{socket.gethostname()}, {'at a terminal' if attended else 'unattended'}"

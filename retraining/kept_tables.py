@@ -18,12 +18,9 @@ from typing import TYPE_CHECKING
 
 from retraining.files import (
     TEMPORARY_SUFFIX,
-    UnusableFile,
-    belongs_to_us,
-    hash_bytes,
     is_private,
-    open_regular,
-    written_whole,
+    read_sealed,
+    write_sealed,
 )
 from retraining.settings import Settings
 
@@ -32,7 +29,6 @@ if TYPE_CHECKING:
 
 CACHE_FOLDER = Path(".cache", "features")
 """Below the home folder."""
-DIGEST_BYTES = 64
 
 logger = logging.getLogger("pipeline")
 
@@ -61,11 +57,10 @@ class KeptTables:
     def get(self, kind: str, key: str) -> pd.DataFrame | None:
         """Return a table; None if there is none that can be trusted."""
         name = self._name(kind, key)
-        entry = self._read(name)
-        payload = entry[DIGEST_BYTES:]
-        if entry[:DIGEST_BYTES] != _digest(name, payload):
+        if not is_private(self.folder):
             return None
-        return _from_parquet(payload)
+        payload = read_sealed(self.folder / name, name, note_use=not self.read_only)
+        return None if payload is None else _from_parquet(payload)
 
     def put(self, kind: str, key: str, table: pd.DataFrame) -> None:
         """Keep a table that Parquet can hold; a disk that refuses costs the next training time."""
@@ -80,10 +75,15 @@ class KeptTables:
             if not is_private(self.folder):
                 raise PermissionError("it, or the folder above, belongs to or is open to others")
             # A power cut may spoil it: its digest tells.
-            with written_whole(self.folder / name, mode=0o600, durable=False) as temporary:
-                temporary.write_bytes(_digest(name, payload) + payload)
+            write_sealed(self.folder / name, name, payload, durable=False)
         except OSError as error:
             _warn_once(self.folder, error.strerror or str(error))
+
+    def forget(self, key: str) -> None:
+        """Remove all that was made of one content, by whatever code."""
+        if is_private(self.folder):
+            for entry in self.folder.glob(f"{key}-*"):
+                entry.unlink()
 
     def trim(self) -> None:
         """Remove the entries that were not used for the longest time, and what a crash left."""
@@ -100,18 +100,6 @@ class KeptTables:
 
     def _name(self, kind: str, key: str) -> str:
         return f"{key}-{self.maker}-{kind}"
-
-    def _read(self, name: str) -> bytes:
-        """Return the bytes of an entry; none of a link, of another user's file or without one."""
-        if not is_private(self.folder):
-            return b""
-        with contextlib.suppress(OSError, UnusableFile), open_regular(self.folder / name) as found:
-            stream, status = found
-            if belongs_to_us(status):
-                if not self.read_only:
-                    os.utime(stream.fileno())
-                return stream.read()
-        return b""
 
 
 def tables_of(settings: Settings, maker: str, *, read_only: bool = False) -> KeptTables | None:
@@ -158,7 +146,3 @@ def _from_parquet(content: bytes) -> pd.DataFrame | None:
     except (ValueError, TypeError, LookupError, AttributeError, OSError, pa.ArrowException):
         return None
     return table
-
-
-def _digest(name: str, payload: bytes) -> bytes:
-    return hash_bytes(name.encode() + b"\n" + payload).encode()

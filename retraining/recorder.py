@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from retraining import ground_truth, notices, records, recovery, vouching
-from retraining.cycle import Cycle, CycleResult
+from retraining.cycle import Batch, Cycle, CycleResult
 from retraining.errors import StoppedBySignal, stop_request
 from retraining.files import exclusive_lock, lock_without_writing
-from retraining.ground_truth import Refusal
+from retraining.journal import Journal
 from retraining.kept_tables import KeptTables, tables_of
 from retraining.outcome import Outcome
 from retraining.registry import Registry
@@ -37,6 +37,7 @@ from retraining.training import TrainedModel
 
 if TYPE_CHECKING:
     from retraining.gate import Verdict
+    from retraining.intake import Intake
 
 Register = Callable[[TrainedModel, Manifest], RegisteredVersion | None]
 
@@ -93,9 +94,21 @@ class Recorder:
         stop_request.obey()
         logger.info(name, *values)
 
-    def reject(self, settings: Settings, refusals: Sequence[Refusal]) -> None:
-        """Move refused files away, each beside its reason."""
-        ground_truth.reject(settings, refusals)
+    def took_in(self, cycle: Cycle, found: Intake, batch: Batch) -> Batch:
+        """Remember what was seen, and move all files but the new ones to where they belong."""
+        settings, journal = cycle.settings, Journal(cycle.settings.home)
+        cycle.known.save()
+        # Before a file is moved: what was begun is finished, whatever dies here.
+        if found.arrivals or found.replacements:
+            journal.append(*found.arrivals, *found.replacements)
+        ground_truth.reject(settings, found.refusals)
+        ground_truth.archive_learnt(settings, found.learnt)
+        for one in found.replacements:
+            ground_truth.finish_replacement(settings, one)
+        for note in batch.notes:
+            logger.info("%s", printable(note))
+        files = (dataclasses.replace(one, path=settings.new_gts / one.name) for one in batch.files)
+        return dataclasses.replace(batch, files=tuple(files))
 
     def tables(self, cycle: Cycle) -> KeptTables | None:
         """Return what was read of recordings before."""
@@ -217,10 +230,19 @@ class DryRun(Recorder):
     def remember(self, settings: Settings, registry: Registry) -> None:
         """Begin no journal."""
 
-    def reject(self, _settings: Settings, refusals: Sequence[Refusal]) -> None:
-        """Say which files are bad."""
-        for refusal in refusals:
+    def took_in(self, cycle: Cycle, found: Intake, batch: Batch) -> Batch:
+        """Say which files are bad, and let those that would be moved stand in where they belong."""
+        for refusal in found.refusals:
             logger.warning("would reject %r: %s", printable(refusal.name), printable(refusal.what))
+        settings = cycle.settings
+        stand_ins = {name: settings.new_gts / name for name in found.learnt}
+        stand_ins |= {
+            one.name: settings.home / one.source
+            for one in found.replacements
+            if settings.home / one.folder == settings.used_gts
+        }
+        notes = tuple(f"dry run, nothing changed: {note}" for note in batch.notes)
+        return dataclasses.replace(batch, notes=notes, stand_ins=stand_ins)
 
     def monitored(self, cycle: Cycle) -> None:
         """Write no run."""

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from retraining.cycle import Cycle, CycleResult, RecordingResult, out_of_fold_by_hash
+from retraining.ground_truth import PARKED
+from retraining.journal import COPY, WHOLE, Replaced
 from retraining.outcome import Outcome
 from retraining.registry.facts import (
     OUT_OF_FOLD_FILE,
@@ -22,6 +24,7 @@ from retraining.training import ERROR, PREDICTED_COUNT, TRUE_COUNT, TrainedModel
 
 if TYPE_CHECKING:
     from retraining.gate import Verdict
+    from retraining.intake import Intake
 
 # --- What MLflow keeps ---
 
@@ -99,14 +102,44 @@ def version_description(verdict: Verdict) -> str:
     return f"{word} {datetime.date.today().isoformat()}: {verdict.explain()}"
 
 
+# --- What became of the files ---
+
+
+def intake_notes(found: Intake) -> tuple[str, ...]:
+    """Say what became of files that are neither new nor bad, one sentence each."""
+    notes = [replacement_text(one) for one in found.replacements]
+    notes += [f"archived: {name} is what production learnt" for name in found.learnt]
+    notes += [
+        f"parked: {one.name} {one.what}; {one.remedy}"
+        for one in found.refusals
+        if one.kind == PARKED
+    ]
+    return tuple(notes)
+
+
+def replacement_text(one: Replaced) -> str:
+    """Say whose place a file takes, and why."""
+    new, place = one.source.rpartition("/")[2], f"{one.folder}/{one.name}"
+    kept = f"the old one is kept as used_gts/replaced/{one.kept_as}"
+    if one.reason == COPY:
+        return f"restored: {new} is {place} in other bytes, which production learnt"
+    if one.reason == WHOLE:
+        return f"completed: {new} takes the place of {place}, which is a part of it; {kept}"
+    return (
+        f"corrected: {new} takes the place of {place}, "
+        f"{100 * one.labels_changed:.0f} % of the labels changed; {kept}"
+    )
+
+
 # --- How a cycle ends ---
 
 
-def waiting(settings: Settings, count: int) -> CycleResult:
-    """Too few new files."""
+def waiting(settings: Settings, count: int, *, anyway: bool = False) -> CycleResult:
+    """Too few new files; `anyway`, none at all."""
+    needed = "; --retrain judges on new recordings, and there are none" if anyway else ""
     return CycleResult(
         Outcome.WAITING,
-        f"waiting: {count} of {settings.min_new_files} new ground truth files",
+        f"waiting: {count} of {settings.min_new_files} new ground truth files{needed}",
         {"waiting": count, "min_new_files": settings.min_new_files},
         stuck=None,
     )

@@ -16,6 +16,7 @@ from typing import Any
 from retraining import ground_truth, notices
 from retraining.errors import PipelineError, TryLaterError
 from retraining.files import remove_left_overs, sync_folder, write_durably
+from retraining.journal import Journal
 from retraining.registry import Registry, open_registry
 from retraining.settings import Settings
 from retraining.text import now
@@ -70,7 +71,8 @@ def tidy(settings: Settings) -> None:
     if note is None:
         return
     logger.info("tidying up after the interrupted command of %s", note.get("since", "unknown"))
-    for folder in (settings.new_gts, settings.rejected_gts, settings.used_gts, settings.reports):
+    folders = (settings.new_gts, settings.rejected_gts, settings.used_gts, settings.replaced_gts)
+    for folder in (*folders, settings.withdrawn_gts, settings.reports):
         remove_left_overs(folder)
     trained_on: Mapping[str, str] = {}
     if settings.database is None or settings.database.exists():
@@ -85,6 +87,7 @@ def tidy(settings: Settings) -> None:
                 # The note stays: what production learnt must not be taken for new.
                 logger.warning("nothing archived, the next start tries again: %s", error)
                 return
+    ground_truth.finish_all(settings, Journal(settings.home).read())
     archive(settings, trained_on)
     _remove_note(settings)
 
@@ -107,9 +110,11 @@ def archive(settings: Settings, trained_on: Mapping[str, str]) -> list[str]:
     Parameters
     ----------
     trained_on
-        SHA-256 -> name: the production version's manifest.
+        SHA-256 -> name: the production version's manifest. What of it was corrected or withdrawn
+        since is left to intake.
     """
-    moved = ground_truth.archive(settings, trained_on)
+    left = ground_truth.left_the_training_data(settings, Journal(settings.home).read())
+    moved = ground_truth.archive(settings, trained_on.keys() - left)
     if moved:
         logger.info("archived %d files in %s", len(moved), settings.used_gts)
     return moved

@@ -130,7 +130,9 @@ class Settings:
     stuck_after: int = _setting(
         3, "batches lost by challengers in a row until a person is called", at_least=1, at_most=1000
     )
-    n_folds: int = _setting(5, "folds of the cross-validation by file", at_least=2, at_most=100)
+    n_folds: int = _setting(
+        5, "folds of the cross-validation by file, or by session", at_least=2, at_most=100
+    )
     random_state: int = _setting(42, "seed", at_least=0, at_most=2**32 - 1)
     n_jobs: int = _setting(
         -1,
@@ -225,6 +227,16 @@ class Settings:
     def used_gts(self) -> Path:
         """Where files go that the production model was trained on."""
         return self.home / "used_gts"
+
+    @property
+    def replaced_gts(self) -> Path:
+        """Where files are kept whose place a corrected or a whole one took."""
+        return self.used_gts / "replaced"
+
+    @property
+    def withdrawn_gts(self) -> Path:
+        """Where recordings are kept that a person took out of the training data."""
+        return self.home / "withdrawn"
 
     @property
     def reports(self) -> Path:

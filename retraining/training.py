@@ -18,7 +18,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ TRUE_COUNT, PREDICTED_COUNT = "true_count", "predicted_count"
 """Columns that a table of errors may have beside it, where the error is one of counts."""
 FILE = "file"
 """Column with the name of the recording that a row belongs to."""
+SESSION = "session"
+"""Column that rows may have: which recordings belong together. No label."""
 SEE = "see docs/own_model.md"
 NO_MISTAKES = (OSError, MemoryError, PipelineError)
 CLUSTER_PACKAGES = ("distributed", "concurrent")
@@ -151,8 +153,31 @@ CONTRACT = (
     Entry(
         "session",
         ("rows",),
-        "a text; recordings of one session are never split between training and test. Without "
-        "it: each recording is a session of its own",
+        "a text; recordings of one session are never split between training and test, and count "
+        "as one where evidence is counted. Without it, and where the text is empty: each recording "
+        "is a session of its own",
+        None,
+    ),
+    Entry(
+        "identity",
+        ("rows",),
+        "the values that tell two recordings apart, however they are saved: a table with some of "
+        "the rows under their index, such as rounded positions. Without it: the columns that a "
+        "model cannot do without, numbers to two digits; parts of a recording are then recognised "
+        "only where recordings hardly share rows",
+        None,
+    ),
+    Entry(
+        "OBJECT_COLUMN",
+        TEXT,
+        "the column that says which rows bear one label together. Without it: each row its own",
+        "",
+    ),
+    Entry(
+        "is_labelled",
+        ("rows",),
+        "which rows bear a label that is learnt and counted: true or false for each. Without it: "
+        "all. A correction is measured by these",
         None,
     ),
     Entry(
@@ -244,6 +269,8 @@ class TrainedModel:
     importance
         Index: features; columns `mean` and `deviation` over the folds of what more is wrong
         without each of them. None where the contract does not tell.
+    sessions
+        Recording -> session, of those that name one.
     """
 
     model: Any
@@ -254,6 +281,7 @@ class TrainedModel:
     data_quality: Mapping[str, str]
     examples: pd.DataFrame
     importance: pd.DataFrame | None
+    sessions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def mean_error(self) -> float:
@@ -287,6 +315,7 @@ class Training:
     described_things = _said("DESCRIBED_THINGS")
     features_in_words = _said("FEATURES_IN_WORDS")
     label_column = _said("LABEL_COLUMN")
+    object_column = _said("OBJECT_COLUMN")
     trusted_types = _said("TRUSTED_TYPES")
     optional_columns = _said("MODEL_OPTIONAL_COLUMNS")
     checks_rows = _said("MODEL_CHECKS_ROWS")
@@ -441,7 +470,7 @@ class Training:
             raise self.breach(f"{reader} returned no table but {type(rows).__name__}")
         if FILE not in rows:
             return rows.assign(file=name)
-        if not (rows[FILE] == name).all():
+        if set(rows[FILE].unique()) - {name}:
             raise self.breach(f"the column {FILE!r} must hold the name of the file; rename yours")
         return rows
 
@@ -479,9 +508,52 @@ class Training:
 
     def session(self, rows: pd.DataFrame) -> str:
         """Return what must not be split between training and test; empty where nothing is said."""
-        session = self.said("session")
+        tell = self.said("session")
         with self.mistakes_told("session"):
-            return str(session(rows)) if session else ""
+            session = tell(rows) if tell else None
+            return "" if session is None else str(session)
+
+    @property
+    def has_identity(self) -> bool:
+        """Whether the module itself says what tells two recordings apart."""
+        return self.said("identity") is not None
+
+    def identity(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Return the values that tell a recording from any other, some rows under their index."""
+        make = self.said("identity")
+        if make is None:
+            return rows[[name for name in self.observed_columns if name in rows]]
+        with self.mistakes_told("identity"):
+            table = make(rows)
+        if not hasattr(table, "columns") or not (
+            table.index is rows.index or table.index.isin(rows.index).all()
+        ):
+            raise self.breach("identity must return a table with rows of the recording")
+        return table
+
+    @property
+    def observed_columns(self) -> tuple[str, ...]:
+        """What was measured, as opposed to what people say of it."""
+        required = tuple(name for name in self.required_columns if name != FILE)
+        return required or tuple(self.said("MODEL_COLUMNS"))
+
+    def is_labelled(self, rows: pd.DataFrame) -> np.ndarray:
+        """Return which rows bear a label that counts, booleans of shape (n_rows,)."""
+        import numpy as np
+
+        tell = self.said("is_labelled")
+        if tell is None:
+            return np.ones(len(rows), dtype=bool)
+        with self.mistakes_told("is_labelled"):
+            labelled = np.asarray(tell(rows), dtype=bool)
+        if labelled.shape != (len(rows),):
+            raise self.breach("is_labelled must return true or false for each row")
+        return labelled
+
+    def label_columns(self, rows: pd.DataFrame) -> list[str]:
+        """Return the columns of what people say of the rows: all that were not measured."""
+        others = {*self.observed_columns, FILE, SESSION}
+        return [str(name) for name in rows if name not in others]
 
     # --- Models ---
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import run_sweep
+from crash_sweep import SCENARIOS
 
 
 def test_a_killed_cycle_is_finished_by_the_next_run() -> None:
@@ -19,12 +20,38 @@ def test_a_killed_cycle_is_finished_by_the_next_run() -> None:
     assert result["differences"] == 0
 
 
+SAMPLES = (
+    (
+        (
+            *("a cycle with a promotion", "the first registration", "upgrade-store"),
+            *("a rollback", "a lost probation", "a cycle of another model"),
+        ),
+        *("8", "2"),
+    ),
+    (
+        ("a correction", "correct", "withdraw", "withdraw --delete", "withdraw --undo"),
+        *("3", "1"),
+    ),
+)
+"""Scenarios, points and instants of each."""
+
+
 @pytest.mark.slow
-def test_no_command_leaves_a_trace_of_its_death(figure: Callable[[str, Any], None]) -> None:
+@pytest.mark.parametrize(("names", "sample", "instants"), SAMPLES, ids=["versions", "recordings"])
+def test_no_command_leaves_a_trace_of_its_death(
+    figure: Callable[[str, Any], None], names: tuple[str, ...], sample: str, instants: str
+) -> None:
     """An evenly spread sample of all points of all commands; `make crash-sweep` takes them all."""
-    printed = run_sweep("crash_sweep.py", "--sample", "8", "--random", "2")
+    scenarios = [f"--scenario={name}" for name in names]
+    printed = run_sweep("crash_sweep.py", *scenarios, "--sample", sample, "--random", instants)
     print(f"\n{printed}")
     result = json.loads(printed.splitlines()[-1])
     figure("commands killed at points and instants, differences from an uninterrupted twin", result)
-    assert result["scenarios"] == 6
+    assert result["scenarios"] == len(names)
     assert result["differences"] == 0
+
+
+def test_no_scenario_is_left_out() -> None:
+    """A new one belongs to one of the samples above."""
+    sampled = [name for names, *_ in SAMPLES for name in names]
+    assert sorted(sampled) == sorted(SCENARIOS)

@@ -164,11 +164,53 @@ class TestSessions:
         pairs = [{f"r{number}.csv", f"r{number + 1}.csv"} for number in range(0, 8, 2)]
         assert left_out == set(map(frozenset, pairs))
 
-    def test_too_few_sessions(self, load: Callable[..., Training], paths: list[Path]) -> None:
-        """Said with their number."""
+    def test_there_are_no_more_folds_than_sessions(
+        self, load: Callable[..., Training], paths: list[Path]
+    ) -> None:
+        """Eight recordings of three sessions: three of the four folds."""
+        training = load("def session(rows):\n    return rows['colour'].iloc[0] % 3\n")
+        result = trained(training, paths)
+        everything = {path.name for path in paths}
+        left_out = {frozenset(everything - names) for names, _, _ in training.module.fitted[:-1]}
+        of_three = [frozenset(f"r{n}.csv" for n in range(first, 8, 3)) for first in range(3)]
+        assert left_out == set(of_three)
+        assert result.sessions == {f"r{number}.csv": str(number % 3) for number in range(8)}
+
+    def test_sessions_may_be_fewer_than_folds_where_recordings_are(
+        self, load: Callable[..., Training], paths: list[Path]
+    ) -> None:
+        """Three recordings, two of one session: two folds of the four."""
+        training = load(
+            "def session(rows):\n    return 'together' if rows['colour'].iloc[0] < 2 else None\n"
+        )
+        result = trained(training, paths[:3])
+        assert len(training.module.fitted) == 2 + 1
+        assert result.sessions == {"r0.csv": "together", "r1.csv": "together"}
+
+    @pytest.mark.parametrize("n_recordings", [2, 8])
+    def test_one_session_is_too_few(
+        self, load: Callable[..., Training], paths: list[Path], n_recordings: int
+    ) -> None:
+        """Nothing is left to test on."""
         training = load("def session(rows):\n    return 'the same'\n")
-        with pytest.raises(PipelineError, match="there are 1 sessions of recordings; 4 folds"):
-            trained(training, paths)
+        with pytest.raises(PipelineError, match="^cannot train: all recordings are of one session"):
+            trained(training, paths[:n_recordings])
+
+    @pytest.mark.parametrize("nothing", ["''", "None"])
+    def test_without_a_session_all_is_as_without_the_function(
+        self, load: Callable[..., Training], paths: list[Path], nothing: str
+    ) -> None:
+        """The same folds and errors to the last bit; too few recordings are too few."""
+        without = trained(load(), paths)
+        training = load(f"def session(rows):\n    return {nothing}\n")
+        found = trained(training, paths)
+        pd.testing.assert_frame_equal(found.out_of_fold, without.out_of_fold, check_exact=True)
+        assert found.importance is not None
+        assert without.importance is not None
+        pd.testing.assert_frame_equal(found.importance, without.importance, check_exact=True)
+        assert found.sessions == without.sessions == {}
+        with pytest.raises(PipelineError, match="there are 3 recordings; 4 folds need at least 4"):
+            trained(training, paths[:3])
 
 
 class TestImportance:

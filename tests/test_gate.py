@@ -521,6 +521,157 @@ class TestEvidence:
         assert all(one.difference_low < one.difference < one.difference_high for one in verdicts)
 
 
+PAIRS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=8)
+
+
+class TestSessions:
+    """Recordings of one session are no evidence for each other."""
+
+    def test_a_session_counts_as_its_recordings_together(self) -> None:
+        """Sums 5, 1 and 2 of three sessions and four recordings, times 3 / 4; the mean is 2."""
+        found = gate.by_session([3.0, 1.0, 2.0, 2.0], ["a", "", "a", ""])
+        assert found.tolist() == [3.75, 0.75, 1.5]
+        assert found.mean() == 2
+
+    @hypothesis_settings(max_examples=100, deadline=None, derandomize=True)
+    @given(
+        recordings=st.lists(
+            st.tuples(st.integers(-500, 500), st.sampled_from(["", "a", "b", "c"])), min_size=1
+        )
+    )
+    def test_the_mean_stays(self, recordings: list[tuple[int, str]]) -> None:
+        """Whatever the sessions and their sizes."""
+        values, sessions = zip(*recordings, strict=True)
+        found = gate.by_session(np.array(values) / 7, sessions)
+        assert len(found) == len(set(sessions) - {""}) + sessions.count("")
+        assert found.mean() == pytest.approx(np.mean(values) / 7, abs=1e-8)
+
+    @hypothesis_settings(max_examples=25, deadline=None, derandomize=True)
+    @given(pairs=PAIRS, named=st.lists(st.booleans(), min_size=8, max_size=8))
+    def test_sessions_of_one_recording_change_nothing(
+        self, pairs: list[tuple[int, int]], named: list[bool]
+    ) -> None:
+        """Every number and word is the same to the last bit, whether they have names or not."""
+        champion, challenger = (np.array(one) / 7 for one in zip(*pairs, strict=True))
+        old = (challenger, champion)
+        sessions = [f"s{number}" if named[number] else "" for number in range(len(pairs))]
+        expected = judge(champion, challenger, used_errors=old)
+        found = judge(
+            champion, challenger, used_errors=old, sessions=sessions, used_sessions=sessions
+        )
+        assert found.as_dict() == expected.as_dict()
+        assert found.explain() == expected.explain()
+        assert gate.mean_interval(champion, sessions) == gate.mean_interval(champion)
+
+    @hypothesis_settings(max_examples=25, deadline=None, derandomize=True)
+    @given(pairs=PAIRS, n_copies=st.integers(2, 4))
+    def test_recordings_like_those_of_their_session_add_no_evidence(
+        self, pairs: list[tuple[int, int]], n_copies: int
+    ) -> None:
+        """Each recording several times, as one session: the verdict is that of each once."""
+        champion, challenger = zip(*pairs, strict=True)
+        sessions = [f"s{number}" for number in range(len(pairs))] * n_copies
+        once = judge(champion, challenger)
+        often = judge(champion * n_copies, challenger * n_copies, sessions=sessions)
+        assert often.p_value == once.p_value
+        assert (often.reasons, often.recordings_needed) == (once.reasons, once.recordings_needed)
+        assert (often.n_recordings, often.n_sessions) == (len(sessions), len(pairs))
+        interval = (once.difference_low, once.difference_high)
+        assert (often.difference_low, often.difference_high) == pytest.approx(interval, abs=1e-6)
+
+    def test_their_signs_are_flipped_together(self) -> None:
+        """Sums 3, 3 and -1: two of eight flips have a sum of at least 5."""
+        verdict = judge([2, 1, 3, 0], [0, 0, 0, 1], sessions=["a", "a", "b", "c"])
+        assert verdict.p_value == 2 / 8
+        assert verdict.difference == 1.25
+
+    def test_a_session_whose_differences_cancel_out_says_nothing(self) -> None:
+        """0.1 + 0.2 - 0.3 is a tie, rounded or not."""
+        verdict = judge([0.1, 0.2, 0.0], [0.0, 0.0, 0.3], sessions=["a", "a", "a"])
+        assert criterion(verdict, "differ").value == 0
+
+    def test_few_sessions_cannot_promote(self) -> None:
+        """15 recordings, all ten points better, but three sessions; said in these words."""
+        sessions = ["a", "b", "c"] * 5
+        errors = ([20.0] * 15, [10.0] * 15)
+        assert judge(*errors).promote
+        verdict = judge(*errors, sessions=sessions)
+        assert verdict.reasons == ("TOO_FEW_RECORDINGS", "NOT_SIGNIFICANT")
+        assert verdict.explain() == (
+            "TOO_FEW_RECORDINGS: the models differ on 3 sessions; below 5 no test can tell; "
+            "NOT_SIGNIFICANT: p = 0.125, at most 0.04 is needed at look 1, 0.05 over all looks; "
+            "a gain of this size needs about 5 sessions"
+        )
+        assert criterion(verdict, "sessions on which the models differ").value == 3
+        values = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))
+        assert (values["n_recordings"], values["n_sessions"]) == (15, 3)
+        assert (values["recordings_needed"], verdict.independent_things) == (5, "sessions")
+
+    def test_enough_sessions_promote(self) -> None:
+        """The sentence tells both numbers."""
+        sessions = [f"s{number // 2}" for number in range(10)]
+        verdict = judge(WORSE, BETTER, sessions=sessions)
+        assert verdict.explain() == "20.0 % -> 10.0 % on 10 recordings of 5 sessions, p = 0.031"
+
+    def test_a_later_look_is_at_sessions_too(self) -> None:
+        """0.2 * 0.05 * 5 * (1/5 - 1/10) after five: ten recordings are ten, of six sessions six."""
+        assert criterion(judge(WORSE, BETTER, earlier_looks=(5,)), "p-value").limit == (
+            pytest.approx(0.05 * (1 / 5 - 1 / 10))
+        )
+        sessions = ["", "", "a", "a", "b", "b", "c", "c", "d", "d"]
+        verdict = judge(WORSE, BETTER, sessions=sessions, earlier_looks=(5,))
+        assert criterion(verdict, "p-value").limit == pytest.approx(0.05 * (1 / 5 - 1 / 6))
+
+    @pytest.mark.parametrize(("n_sessions", "outcome"), [(4, "passed"), (5, "failed")])
+    def test_a_loss_on_old_sessions_must_be_proved(self, n_sessions: int, outcome: str) -> None:
+        """20 old recordings of four sessions prove nothing, of five they do."""
+        used = ([0.0] * 20, [50.0] * 20)
+        sessions = [f"s{number % n_sessions}" for number in range(20)]
+        verdict = judge(WORSE, BETTER, used_errors=used, used_sessions=sessions)
+        found = criterion(verdict, "old recordings")
+        assert found.outcome.value == outcome
+        assert f"on 20 old recordings of {n_sessions} sessions, p = " in found.explanation
+
+    def test_an_interval_draws_whole_sessions(self) -> None:
+        """Wider than by recording where a session is alike, and of means of sessions."""
+        values = [1.0] * 4 + [2.0] * 2 + [6.0] * 4 + [3.0] * 5
+        sessions = ["a"] * 4 + ["b"] * 2 + ["c"] * 4 + ["d"] * 5
+        low, high = gate.mean_interval(values, sessions)
+        by_recording = gate.mean_interval(values)
+        assert 1 <= low < by_recording[0] < 47 / 15 < by_recording[1] < high <= 6
+
+    def test_sessions_of_different_size_alone_widen_no_interval(self) -> None:
+        """Means of 5.0 and 5.1 in sessions of one and of nine recordings."""
+        low, high = gate.mean_interval([5.0] + [5.1] * 9, ["a"] + ["b"] * 9)
+        assert (low, high) == pytest.approx((5.0, 5.1))
+
+    def test_one_session_is_no_spread(self) -> None:
+        """As one recording tells nothing about others."""
+        assert gate.mean_interval([1.0, 3.0], ["a", "a"]) == (2, 2)
+
+    def test_a_session_for_each_recording_is_needed(self) -> None:
+        """No verdict by default."""
+        with pytest.raises(gate.NoVerdict, match="10 recordings and 9 sessions"):
+            judge(WORSE, BETTER, sessions=["a"] * 9)
+
+    @pytest.mark.slow
+    def test_an_equal_model_is_rarely_promoted_by_sessions_that_are_alike(
+        self, figure: Any
+    ) -> None:
+        """15 recordings of five sessions, 600 times: above 10 % by recording, 5 % by session."""
+        random = np.random.default_rng(3)
+        luck_of_session = np.repeat(random.normal(0, 3, (600, 5)), 3, axis=1)
+        champion = 20 + luck_of_session + random.normal(0, 1, (600, 15))
+        challenger = 20 - luck_of_session + random.normal(0, 1, (600, 15))
+        sessions = [f"s{number // 3}" for number in range(15)]
+        by_recording = (exact_p_values(champion - challenger) <= 0.04).mean()
+        pairs = zip(champion, challenger, strict=True)
+        by_session = np.mean([judge(*pair, sessions=sessions).promote for pair in pairs])
+        figure("false promotions, by recording and by session", (by_recording, by_session))
+        assert by_recording > 0.1
+        assert 0 < by_session <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_folder")
 class TestRealSplits:

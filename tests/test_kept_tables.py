@@ -15,7 +15,7 @@ import pytest
 from sample_gts import write_recordings
 
 import train_classification_model as training
-from retraining import kept_tables
+from retraining import files
 from retraining.cross_validation import Resources
 from retraining.cross_validation import train as cross_validate
 from retraining.kept_tables import CACHE_FOLDER, KeptTables
@@ -193,7 +193,7 @@ def forge_code(path: Path) -> None:
     stream = io.BytesIO()
     np.savez(stream, numbers=np.array([Trap()], dtype=object))
     payload = stream.getvalue()
-    path.write_bytes(kept_tables._digest(path.name, payload) + payload)
+    path.write_bytes(files._seal(path.name, payload) + payload)
 
 
 class TestTampering:

@@ -44,9 +44,12 @@ from train_classification_model import (
     detection_features,
     main,
     parse_ground_truth,
+    parse_unlabelled,
     possible_values,
     read_ground_truth,
+    session,
     track_features,
+    verdicts_in_words,
 )
 
 HEADER = "object_id,centroids_x,centroids_y,aspect_ratio,area,frames,scores,counted,ground_truth"
@@ -58,6 +61,8 @@ GOOD_ROWS = (
     "11,900,1000,0,0,30,0.3,False,",
     "11,905,1001,5.5,80000,31,0.4,False,",
 )
+FEW_TRACKS = "only 2 counted tracks: features compare a track with its neighbours"
+"""What the note says of `GOOD_ROWS` as they are."""
 N_REAL_RECORDINGS = 33
 OLDER_RECORDINGS = (1, 2, 3, 4, 6, 7, 8, 10, 11, 12, 13, 15, 16, 17, 18, 20, 21, 22)
 RAW_NAMES = {
@@ -107,6 +112,74 @@ def real_recordings(shared_folder: Path) -> list[Path]:
 def two_recordings() -> pd.DataFrame:
     """Give the raw rows of two labelled recordings."""
     return pd.concat([recording(1, "a.csv", 30), recording(2, "b.csv", 30)], ignore_index=True)
+
+
+def with_sessions(*sessions: str, name: str = "session") -> bytes:
+    """Return the plain file with a column of sessions in its midst."""
+    cells = (row.split(",", 1) for row in GOOD_ROWS)
+    rows = [f"{first},{told},{rest}" for (first, rest), told in zip(cells, sessions, strict=True)]
+    return table(*rows, header=HEADER.replace(",", f",{name},", 1)).encode()
+
+
+class TestSession:
+    """The optional column `session`."""
+
+    @pytest.mark.parametrize(
+        ("cells", "told"),
+        [
+            (["north"] * 6, "north"),
+            (["  north field "] * 6, "north field"),
+            (['"north, field"'] * 6, "north, field"),
+            (["12"] * 6, "12"),
+            (["12.0"] * 6, "12"),
+            (["12", "", "12.0", " 12 ", "", "12.00"], "12"),
+            (["007"] * 6, "007"),
+            (["1.5"] * 6, "1.5"),
+            (["20260501123456789012"] * 6, "20260501123456789012"),
+            (["True"] * 6, "True"),
+            (["", "", "", "", "", "north"], "north"),
+            ([""] * 6, ""),
+            (["  "] * 6, ""),
+        ],
+    )
+    def test_its_text_is_that_of_the_recording(self, cells: list[str], told: str) -> None:
+        """As it was written, in every row; blank cells name none."""
+        rows = parse_ground_truth(with_sessions(*cells), "a.csv")
+        assert rows["session"].tolist() == [told] * 6
+        assert session(rows) == told
+
+    @pytest.mark.parametrize("name", ["session", "Session", " SESSION "])
+    def test_all_else_is_read_as_without_it(self, name: str) -> None:
+        """The same columns, order and types before it; no model is given it."""
+        content = with_sessions(*["north"] * 6, name=name)
+        rows = parse_ground_truth(content, "a.csv")
+        without = parse_ground_truth(table().encode(), "a.csv")
+        assert list(rows.columns) == [*without.columns, "session"]
+        pd.testing.assert_frame_equal(rows.drop(columns="session"), without, check_exact=True)
+        assert session(without) == ""
+        training = load_training_module(Settings())
+        assert training.columns_of(rows) == training.columns_of(without)
+        assert training.session(rows) == "north"
+
+    @pytest.mark.parametrize("content", [table().encode(), with_sessions(*["a", "b"] * 3)])
+    def test_of_an_unchecked_file_it_is_ignored(self, content: bytes) -> None:
+        """Whatever stands in it."""
+        rows = parse_unlabelled(content, "a.csv")
+        assert list(rows.columns) == [*HEADER.split(",")[:-1], "file"]
+
+    def test_two_sessions_are_refused(self) -> None:
+        """A recording is of one; the line of the second is named."""
+        content = with_sessions("", "north", "north", "12", "12", "south")
+        with pytest.raises(InvalidGroundTruth) as caught:
+            parse_ground_truth(content, "a.csv")
+        assert caught.value.what == "line 5, column session: '12' after 'north'"
+        assert caught.value.remedy.startswith("a recording is of one session: ")
+
+    def test_two_columns_of_it_are_refused(self) -> None:
+        """As of any other that acts."""
+        content = with_sessions(*["a,b"] * 6, name="session,Session")
+        with pytest.raises(InvalidGroundTruth, match="names the column session twice"):
+            parse_ground_truth(content, "a.csv")
 
 
 class TestReadGroundTruth:
@@ -245,7 +318,8 @@ class TestReadGroundTruth:
         """The row stays; the value is NaN."""
         rows = parse(with_cell(column, ""))
         assert rows[column].isna().tolist() == [False, True, False, False, False, False]
-        assert data_quality_note(rows) == f"{column}: 1 of 6 values missing or impossible"
+        note = f"{column}: 1 of 6 values missing or impossible, {FEW_TRACKS}"
+        assert data_quality_note(rows) == note
 
     @pytest.mark.parametrize(
         ("column", "cell"),
@@ -271,7 +345,8 @@ class TestReadGroundTruth:
         """It is no reason to refuse the recording."""
         rows = parse(with_cell(column, cell))
         assert rows[column].isna().tolist() == [False, True, False, False, False, False]
-        assert data_quality_note(rows) == f"{column}: 1 of 6 values missing or impossible"
+        note = f"{column}: 1 of 6 values missing or impossible, {FEW_TRACKS}"
+        assert data_quality_note(rows) == note
 
     @pytest.mark.parametrize(
         ("column", "cell"),
@@ -279,7 +354,6 @@ class TestReadGroundTruth:
             ("aspect_ratio", "100"),
             ("scores", "1"),
             ("scores", "0"),
-            ("area", "0"),
             ("centroids_x", "-20.5"),
             ("centroids_y", "20000"),
         ],
@@ -288,7 +362,7 @@ class TestReadGroundTruth:
         """The limits themselves and places outside the image are possible."""
         rows = parse(with_cell(column, cell))
         assert rows[column].tolist()[1] == float(cell)
-        assert data_quality_note(rows) == ""
+        assert data_quality_note(rows) == FEW_TRACKS
 
     def test_the_note_counts_each_column(self) -> None:
         """Three cells in two columns give two counts, in the order of the columns."""
@@ -297,7 +371,8 @@ class TestReadGroundTruth:
         )
         assert data_quality_note(rows) == (
             "centroids_x: 2 of 3 values missing or impossible, "
-            "scores: 1 of 3 values missing or impossible"
+            "scores: 1 of 3 values missing or impossible, "
+            "only 1 counted track: features compare a track with its neighbours"
         )
 
     def test_possible_values_leaves_the_callers_array_alone(self) -> None:
@@ -352,13 +427,32 @@ class TestRealRecordings:
     def test_the_damaged_aspect_ratios_are_noted_in_four_recordings(
         self, real_recordings: list[Path]
     ) -> None:
-        """2, 3, 4 and 42 lost their decimal points in a spreadsheet."""
-        noted = {
-            path.stem
-            for path in real_recordings
-            if "aspect_ratio" in data_quality_note(read_ground_truth(path))
+        """2, 3, 4 and 42 lost their decimal points in a spreadsheet; the others have no note."""
+        notes = {path.stem: data_quality_note(read_ground_truth(path)) for path in real_recordings}
+        assert {name: note for name, note in notes.items() if note} == {
+            "2": "aspect_ratio: 2793 of 2995 values missing or impossible",
+            "3": "aspect_ratio: 2615 of 2801 values missing or impossible",
+            "4": "aspect_ratio: 2764 of 2924 values missing or impossible",
+            "42": "aspect_ratio: 3022 of 3270 values missing or impossible",
         }
-        assert noted == {"2", "3", "4", "42"}
+
+    def test_exchanged_x_and_y_are_noted_and_change_no_feature(
+        self, real_recordings: list[Path]
+    ) -> None:
+        """Bit by bit; no model has to know."""
+        for path in real_recordings:
+            rows = read_ground_truth(path)
+            turned = exchanged(rows)
+            assert ALONG_Y in data_quality_note(turned), path.name
+            pd.testing.assert_frame_equal(
+                track_features(turned), track_features(rows), check_exact=True
+            )
+
+    def test_inverted_aspect_ratios_are_noted(self, real_recordings: list[Path]) -> None:
+        """Also where few are left; some boxes are wider than high in any recording."""
+        for path in real_recordings:
+            rows = read_ground_truth(path)
+            assert "known values below 1" in data_quality_note(inverted(rows)), path.name
 
 
 def cells_of(path: Path) -> list[dict[str, str]]:
@@ -366,6 +460,17 @@ def cells_of(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         header = [RAW_NAMES.get(name, name) for name in next(csv.reader([stream.readline()]))]
         return [dict(zip(header, cells, strict=True)) for cells in csv.reader(stream) if any(cells)]
+
+
+def exchanged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a recording whose columns x and y were exchanged."""
+    return rows.assign(centroids_x=rows["centroids_y"], centroids_y=rows["centroids_x"])
+
+
+def inverted(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a recording with width / height in place of height / width."""
+    known = rows["aspect_ratio"].where(rows["aspect_ratio"] > 0)
+    return rows.assign(aspect_ratio=(1 / known).fillna(rows["aspect_ratio"]))
 
 
 def assert_documented(rows: pd.DataFrame) -> None:
@@ -499,6 +604,14 @@ BAD_FILES: list[tuple[str, str | bytes, str]] = [
     ("huge object_id", with_cell("object_id", "9" * 30), "line 3, column object_id: 1e+30"),
     ("gigantic object_id", with_cell("object_id", "9" * 400), "line 3, column object_id: inf"),
     ("beyond exact integers", with_cell("frames", str(2**53 + 2)), "line 3, column frames"),
+    *(
+        (
+            f"{column} shortened by a spreadsheet",
+            with_cell(column, "1.2E+05"),
+            f"line 3, column {column}: '1.2E+05' was shortened",
+        )
+        for column in ("object_id", "frames")
+    ),
     ("binary", bytes(range(256)) * 4, "line 1 holds a NUL byte"),
     ("PNG", b"\x89PNG\r\n\x1a\nIHDR", "line 1 is not UTF-8 text"),
     ("HTML page", "<!DOCTYPE html>\n<html><title>404 Not Found</title>\n", "lacks the columns"),
@@ -573,6 +686,7 @@ NASTY_CELLS = (
         "\x85",
         "\U0001f332",
     ),
+    *("1.2E+05", "1E3"),
     *("1_0", "0x1", "1+2j", "\u0661", "1,2", "1;2", "=1+1", "2020-01-01", "+AF8-", "#", "\\", "\0"),
 )
 NASTY_BYTES = st.sampled_from(
@@ -647,9 +761,85 @@ def check_damaged_file(content: bytes) -> bool:
         assert str(error).startswith("a.csv: ")
         return False
     assert_documented(rows)
+    assert isinstance(data_quality_note(rows), str)
     features = track_features(rows).to_numpy()
     assert not (np.abs(features[~np.isnan(features)]) > np.finfo(np.float32).max).any()
     return True
+
+
+def with_ids(*cells: str) -> str:
+    """Return a file with one row for each of these object ids."""
+    return table(*(f"{cell},5,5,5,1000,{n},0.5,True,1" for n, cell in enumerate(cells)))
+
+
+class TestShortenedIntegers:
+    """A spreadsheet shows 123456 as 1.2E+05, and saves what it shows."""
+
+    @pytest.mark.parametrize(
+        ("cells", "wrong"),
+        [
+            pytest.param(("1.2E+05", "1.3E+05"), "1.2E+05", id="all"),
+            pytest.param(("12345", "1.2E+05", "99999"), "1.2E+05", id="what was too wide"),
+            pytest.param(("7", "1E+05"), "1E+05", id="no fraction"),
+            pytest.param(("7.", "1.e+05"), "1.e+05", id="nothing behind the point"),
+            pytest.param(("7", "-1.2e5"), "-1.2e5", id="negative, lower case and without plus"),
+            pytest.param(("7", "0.12E+06"), "0.12E+06", id="zero before the point"),
+            pytest.param(("7", "1.0E+02"), "1.0E+02", id="perhaps 100, perhaps 103"),
+            pytest.param(
+                ("1.00E+00", "9.99E+02", "1.00E+03"), "1.00E+03", id="a column of three digits"
+            ),
+            pytest.param(("123456", "1.23457E+11"), "1.23457E+11", id="six digits of twelve"),
+        ],
+    )
+    def test_what_may_have_lost_digits_is_refused(self, cells: tuple[str, ...], wrong: str) -> None:
+        """Tracks would be merged without a word; the line, the cell and the remedy are named."""
+        with pytest.raises(InvalidGroundTruth) as caught:
+            parse(with_ids(*cells))
+        line = cells.index(wrong) + 2
+        assert caught.value.what == (
+            f"line {line}, column object_id: {wrong!r} was shortened, as spreadsheets do: "
+            "different tracks may share it"
+        )
+        assert caught.value.remedy == "export it again with object_id as plain integers"
+
+    @pytest.mark.parametrize(
+        ("cells", "ids"),
+        [
+            pytest.param(("123456.0", "7.0"), [123456, 7], id="floats as pandas writes them"),
+            pytest.param(
+                (f"{100_000:.18e}", f"{7:.18e}", f"{0:.18e}"),
+                [100_000, 7, 0],
+                id="floats as NumPy writes them",
+            ),
+            pytest.param(("99999", "1e+05", "100001"), [99999, 100_000, 100_001], id="as R does"),
+            pytest.param(
+                ("1.2345678E7", "1.2E7", "5.0"), [12_345_678, 12_000_000, 5], id="as Java does"
+            ),
+            pytest.param(("1.00E+02", "1.23E+02", "0.00E+00"), [100, 123, 0], id="digits enough"),
+            pytest.param(("1E+00", "7E+00"), [1, 7], id="one digit"),
+            pytest.param(("-1.5E+01", "2"), [-15, 2], id="negative"),
+        ],
+    )
+    def test_what_has_all_its_digits_is_read(self, cells: tuple[str, ...], ids: list[int]) -> None:
+        """By itself, or because a cell of its column shows that there was room for them."""
+        assert parse(with_ids(*cells))["object_id"].tolist() == ids
+
+    def test_the_line_is_right_below_rows_of_commas(self) -> None:
+        """They make the ids floats, and are left out."""
+        content = table(GOOD_ROWS[0], "," * 8, "7,1,1,5,900,1.5E+03,0.5,True,1")
+        with pytest.raises(InvalidGroundTruth, match="line 4, column frames: '1.5E\\+03' was"):
+            parse(content)
+
+    def test_other_columns_may_be_in_scientific_notation(self) -> None:
+        """Measurements of one digit are what they are."""
+        rows = parse(table("7.0,1E+02,1,0,1e5,3.0,5E-01,True,1"))
+        assert rows["centroids_x"].tolist() == [100]
+        assert rows["area"].tolist() == [100_000]
+
+    def test_an_unlabelled_recording_is_refused_too(self) -> None:
+        """A prediction on merged tracks is as wrong as a lesson."""
+        with pytest.raises(InvalidGroundTruth, match="'1E\\+05' was shortened"):
+            parse_unlabelled(with_ids("7", "1E+05").encode(), "a.csv")
 
 
 class TestDamagedFiles:
@@ -688,6 +878,12 @@ def track(object_id: int, frame: int, speed: float, area: float, **values: Any) 
             "counted": True,
         }
     )
+
+
+ALONG_Y = (
+    "objects move along y: x and y are exchanged or the camera was turned "
+    "(features follow the motion)"
+)
 
 
 def hand_worked_rows() -> pd.DataFrame:
@@ -740,6 +936,107 @@ def rows() -> pd.DataFrame:
 def features(rows: pd.DataFrame) -> pd.DataFrame:
     """Give its features."""
     return track_features(rows)
+
+
+def unlabelled(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows as `predict` reads them."""
+    return parse_unlabelled(rows.to_csv(index=False).encode(), "a.csv")
+
+
+class TestQualityNotes:
+    """What can be used all the same, but changes verdicts, is told."""
+
+    @pytest.mark.parametrize("n_tracks", [3, 12])
+    @pytest.mark.parametrize("season", ["old", "new"])
+    def test_an_ordinary_recording_has_none(self, n_tracks: int, season: str) -> None:
+        """Zeros on first rows are what the tracker writes; with labels, without, unnamed."""
+        rows = recording(1, "a.csv", n_tracks, season)
+        assert data_quality_note(rows) == ""
+        assert data_quality_note(rows.drop(columns=["file", "ground_truth"])) == ""
+        assert data_quality_note(unlabelled(rows.drop(columns="counted"))) == ""
+
+    @pytest.mark.parametrize("column", ["area", "aspect_ratio"])
+    def test_zero_beyond_the_first_row_is_missing_and_told(self, column: str) -> None:
+        """As a blank cell would be, in every feature; uncounted objects need no box."""
+        rows = hand_worked_rows()
+        zero, blank = rows.copy(), rows.copy()
+        zero.loc[[1, 2, 8], column] = 0.0
+        blank.loc[[1, 2, 8], column] = np.nan
+        pd.testing.assert_frame_equal(track_features(zero), track_features(blank))
+        assert not track_features(zero).equals(track_features(rows))
+        uncounted = track(4, 0, speed=10, area=0).assign(counted=False)
+        zero = pd.concat([zero, uncounted], ignore_index=True)
+        assert data_quality_note(zero.sample(frac=1, random_state=1)) == (
+            f"{column}: 3 of 12 values 0 beyond a track's first row (taken as missing)"
+        )
+
+    @pytest.mark.parametrize(("n_above", "told"), [(0, True), (2, True), (3, False), (20, False)])
+    def test_aspect_ratios_below_1_throughout_are_told(self, n_above: int, told: bool) -> None:
+        """Of 22 known ones; a few objects may be wider than high, or a few ratios be right."""
+        rows = pd.concat([track(n, 10 * n, speed=10, area=2500) for n in range(11)])
+        aspect = rows["aspect_ratio"].to_numpy() / 16
+        aspect[np.flatnonzero(aspect)[:n_above]] = 4.0
+        rows = rows.assign(aspect_ratio=aspect)
+        expected = (
+            f"aspect_ratio: {22 - n_above} of 22 known values below 1 "
+            "(inverted? it is height / width)"
+        )
+        assert data_quality_note(rows) == (expected if told else "")
+
+    @pytest.mark.parametrize("season", ["old", "new"])
+    def test_features_follow_objects_that_move_along_y(self, season: str) -> None:
+        """Bit by bit as if x and y had not been exchanged, also between other recordings."""
+        parts = [recording(seed, f"{seed}.csv", 12, season) for seed in (4, 5, 6)]
+        turned = [parts[0], exchanged(parts[1]), parts[2]]
+        assert [data_quality_note(rows) for rows in turned] == ["", ALONG_Y, ""]
+        pd.testing.assert_frame_equal(
+            track_features(pd.concat(turned)), track_features(pd.concat(parts)), check_exact=True
+        )
+
+    @pytest.mark.parametrize(("n_along_y", "told"), [(0, False), (2, False), (3, True), (4, True)])
+    def test_most_tracks_decide_where_a_recording_goes(self, n_along_y: int, told: bool) -> None:
+        """Of four; a coordinate that is off by a million pixels turns nothing."""
+        rows = [track(n, 10 * n, speed=10, area=2500) for n in range(4)]
+        rows[:n_along_y] = [exchanged(part) for part in rows[:n_along_y]]
+        rows[0].loc[2, "centroids_y"] = 1e6
+        assert data_quality_note(pd.concat(rows, ignore_index=True)) == (ALONG_Y if told else "")
+
+    def test_objects_that_stand_still_go_nowhere(self) -> None:
+        """Neither along x nor along y."""
+        rows = pd.concat([track(n, 10 * n, speed=0, area=2500) for n in range(3)])
+        assert data_quality_note(rows) == ""
+
+    @pytest.mark.parametrize(
+        ("n_counted", "note"),
+        [
+            (0, "no counted tracks"),
+            (1, "only 1 counted track: features compare a track with its neighbours"),
+            (2, FEW_TRACKS),
+            (3, ""),
+        ],
+    )
+    def test_fewer_than_three_tracks_are_told(self, n_counted: int, note: str) -> None:
+        """Those that the tracker counted."""
+        rows = hand_worked_rows()
+        rows["counted"] = rows["object_id"] <= n_counted
+        assert data_quality_note(rows) == note
+
+    def test_everything_is_told_in_one_text_and_with_the_verdicts(self) -> None:
+        """A recording that nobody has checked has the same oddities."""
+        rows = exchanged(inverted(hand_worked_rows()))
+        rows = rows[rows["object_id"] < 3].reset_index(drop=True)
+        rows.loc[1, ["area", "scores"]] = (0.0, 7.0)
+        note = (
+            "scores: 1 of 6 values missing or impossible, "
+            "area: 1 of 6 values 0 beyond a track's first row (taken as missing), "
+            "aspect_ratio: 4 of 4 known values below 1 (inverted? it is height / width), "
+            f"{ALONG_Y}, {FEW_TRACKS}"
+        )
+        read = unlabelled(rows)
+        assert data_quality_note(read) == note
+        found = pd.DataFrame({"counted": [True, True], "stem": [True, False]})
+        words = f"2 counted by the tracker, 1 after correction ({note})"
+        assert verdicts_in_words(read, found) == words
 
 
 class TestTrackFeatures:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from retraining.commands import (
     check,
+    correct,
     history,
     lineage,
     predict,
@@ -15,6 +16,7 @@ from retraining.commands import (
     rollback,
     status,
     upgrade_store,
+    withdraw,
 )
 
 COMMANDS = (
@@ -24,6 +26,8 @@ COMMANDS = (
     history.COMMAND,
     rollback.COMMAND,
     requeue.COMMAND,
+    correct.COMMAND,
+    withdraw.COMMAND,
     reproduce.COMMAND,
     lineage.COMMAND,
     upgrade_store.COMMAND,

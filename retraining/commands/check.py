@@ -6,8 +6,9 @@ import argparse
 import contextlib
 import logging
 import math
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from retraining.errors import (
     TryLaterError,
     stop_request,
 )
-from retraining.files import lock_without_writing, settled, waiting_names
+from retraining.files import hash_bytes, lock_without_writing, settled, waiting_names
 from retraining.registry.stored_models import check_types
 from retraining.settings import Settings, check_home
 from retraining.text import error_text, printable
@@ -37,6 +38,8 @@ from retraining.training import ERROR, Training, load_training_module, unreadabl
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from retraining.identity import Observations
 
 MOST_RECORDINGS, MOST_FOLDS = 12, 3
 """That are cross-validated and fitted on; all are read."""
@@ -47,6 +50,12 @@ FROM_ITS_ARGUMENTS = (
 
 COLUMNS_GIVEN = "; predict is given what MODEL_COLUMNS and MODEL_OPTIONAL_COLUMNS name, no more"
 
+TOLD_APART = {
+    "identity": "by the values that the module names in identity(rows)",
+    "rows": "by their rows, of which no two share many: parts are recognised, too",
+    "content": "by their whole content only, for they share many rows by chance: with "
+    "identity(rows) parts are recognised, too",
+}
 logger = logging.getLogger("pipeline")
 
 
@@ -120,6 +129,7 @@ def check(settings: Settings) -> dict[str, Any]:
     -------
     dict
         `module`, `findings`; and, as far as it came, `recordings` and `sessions` (how many),
+        `folds` (that a retraining on them will have), `told_apart` (a key of `TOLD_APART`),
         `examined` (how many were cross-validated), `mean_error`, `mean_error_without_a_model`
         (None where the module does not say), `unit`, and `seconds`: step -> for one recording.
     """
@@ -156,6 +166,10 @@ def as_lines(found: dict[str, Any]) -> list[str]:
             f"read: {found['recordings']} recordings of {found['sessions']} sessions in used_gts/ "
             "and new_gts/"
         )
+    if "told_apart" in found:
+        lines.append(f"told apart: {TOLD_APART[found['told_apart']]}")
+    if "folds" in found and found["sessions"] < found["recordings"]:
+        lines.append(f"folds: a retraining has {found['folds']}, of whole sessions")
     if "mean_error" in found:
         without, unit = found["mean_error_without_a_model"], found["unit"]
         than = "" if without is None else f", without a model {error_text(without, unit)}"
@@ -178,17 +192,21 @@ def _examine(examination: Examination) -> None:
     sessions = _read_everything(examination)
     sample = _sample(sessions)
     if len({sessions[path] for path in sample}) < 2:
+        things = "recordings" if len(sample) < 2 else "sessions of recordings"
         examination.add(
-            "there are not two recordings to learn from and to test on: put checked ones into "
+            f"there are not two {things} to learn from and to test on: put checked ones into "
             "used_gts/"
         )
         return
     n_sessions, n_folds = len(set(sessions.values())), examination.settings.n_folds
-    if n_sessions < n_folds:
+    names_sessions = any(session != path.name for path, session in sessions.items())
+    if n_sessions < n_folds and not names_sessions:
         examination.add(
-            f"a retraining needs {n_folds} recordings (sessions, where the module names them), one "
-            f"for each fold, and there are {n_sessions}: add recordings or lower --n-folds"
+            f"a retraining needs {n_folds} recordings, one for each fold, and there are "
+            f"{n_sessions}: add recordings or lower --n-folds"
         )
+    else:
+        examination.facts["folds"] = min(n_folds, n_sessions)
     if _cross_validates(examination, sample, sessions):
         _examine_model(examination, sample)
 
@@ -207,17 +225,21 @@ def _examine_constants(examination: Examination) -> None:
 
 def _read_everything(examination: Examination) -> dict[Path, str]:
     """Read every recording once; return the session of each that can be read."""
+    from retraining.identity import observe
+
     settings, training = examination.settings, examination.training
     paths = [settings.used_gts / name for name in waiting_names(settings.used_gts)]
     paths += settled([settings.new_gts / name for name in waiting_names(settings.new_gts)])
     logger.info("reading %d recordings", len(paths))
     sessions: dict[Path, str] = {}
+    observations: dict[Path, Observations] = {}
     bad: list[str] = []
     for path in paths:
         stop_request.obey()
         try:
             with examination.timed("read"):
                 rows, _ = training.read(path, settings.max_file_mb)
+            observations[path] = observe(training, rows)
             sessions[path] = training.session(rows) or path.name
         except ValueError as error:
             bad.append(f"{path.parent.name}/{unreadable_file(path.name, error)}")
@@ -232,7 +254,33 @@ def _read_everything(examination: Examination) -> dict[Path, str]:
         examination.add(f"{len(bad) - SHOWN_FILES} more files cannot be read; mend these first")
     facts = {"recordings": len(sessions), "sessions": len(set(sessions.values()))}
     examination.facts.update(facts)
+    _examine_identity(examination, observations)
     return sessions
+
+
+def _examine_identity(examination: Examination, observations: Mapping[Path, Observations]) -> None:
+    """Say how recordings are told apart, and name those that are not."""
+    from retraining.known_recordings import KnownRecordings
+
+    training = examination.training
+    known = KnownRecordings(examination.settings.home, training.has_identity)
+    places = {hash_bytes(os.fsencode(path)): path for path in observations}
+    known.add([(key, observations[path]) for key, path in places.items()], training.maker())
+    shares = not training.has_identity and known.share_rows(places)
+    mode = "identity" if training.has_identity else "content" if shares else "rows"
+    examination.facts["told_apart"] = mode
+    if any(not len(one) for one in observations.values()):
+        examination.add("identity finds nothing in some recordings: these cannot be told apart")
+    used_gts = examination.settings.used_gts
+    used = [key for key, path in places.items() if path.parent == used_gts]
+    pairs = {frozenset((one.sha256, one.other)): one for one in known.twins(used)}
+    for pair in list(pairs.values())[:SHOWN_FILES]:
+        names = sorted(places[key].name for key in (pair.sha256, pair.other))
+        examination.add(
+            f"used_gts/ holds one recording twice, as {' and '.join(names)} "
+            f"({100 * pair.containment:.0f} % of the smaller one): withdraw one of them: "
+            f"python pipeline_orchestrator.py withdraw {names[-1]}"
+        )
 
 
 def _sample(sessions: dict[Path, str]) -> list[Path]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from retraining import records
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError, TryLaterError
 from retraining.files import hash_file
+from retraining.journal import Journal, Memory, Replaced, WithdrawalUndone, Withdrawn
 from retraining.registry import open_registry
 from retraining.settings import Settings, check_home
-from retraining.text import as_local_time
+from retraining.text import as_local_time, moment
 
 logger = logging.getLogger("pipeline")
 
@@ -35,14 +37,16 @@ def lineage(settings: Settings, file: str) -> dict[str, Any]:
     Parameters
     ----------
     file
-        A path, or a name in used_gts/, new_gts/ or new_gts/rejected/.
+        A path, or a name in used_gts/, new_gts/, new_gts/rejected/, used_gts/replaced/ or
+        withdrawn/; or that of a withdrawn recording of which nothing is kept.
 
     Returns
     -------
     dict
         `file`, `sha256`, `versions` (newest first: `version`, `name`, `at`, `alias`),
-        `other_content` (versions that learnt another content under that name) and `unknown`
-        (versions whose manifest cannot be read).
+        `older_content` (versions that learnt it before it was corrected), `other_content` (versions
+        that learnt another content under that name), `unknown` (versions whose manifest cannot be
+        read) and `changes`: what became of it, in sentences.
 
     Raises
     ------
@@ -50,10 +54,11 @@ def lineage(settings: Settings, file: str) -> dict[str, Any]:
         If there is no such file.
     """
     check_home(settings)
-    path = _find(settings, file)
-    sha256 = hash_file(path)
+    memory = Journal(settings.home).read()
+    path, sha256 = _find(settings, file, memory)
     registry = open_registry(settings)
-    versions, other, unknown = [], [], []
+    before = memory.earlier_contents(sha256)
+    versions, older, other, unknown = [], [], [], []
     for version in registry.versions.all():
         try:
             names = registry.versions.manifest(version).names
@@ -68,24 +73,51 @@ def lineage(settings: Settings, file: str) -> dict[str, Any]:
             alias = registry.production.alias_of(version.number)
             learnt = {"version": version.number, "name": names[sha256], "at": at, "alias": alias}
             versions.append(learnt)
+        elif not names.keys().isdisjoint(before):
+            older.append(version.number)
         elif path.name in names.values():
             other.append(version.number)
     return {
         "file": str(path),
         "sha256": sha256,
         "versions": versions,
+        "older_content": older,
         "other_content": other,
         "unknown": unknown,
+        "changes": _changes(memory, [sha256, *before]),
     }
 
 
-def _find(settings: Settings, file: str) -> Path:
-    folders = (settings.used_gts, settings.new_gts, settings.rejected_gts)
+def _changes(memory: Memory, contents: Sequence[str]) -> list[str]:
+    """Say when a recording was corrected, completed, withdrawn or returned."""
+    found = []
+    for one in memory.in_order(Replaced, Withdrawn, WithdrawalUndone):
+        if isinstance(one, Replaced) and not {one.sha256, one.old_sha256}.isdisjoint(contents):
+            found.append(f"{moment(one.at)}: {records.replacement_text(one)}")
+        elif isinstance(one, Withdrawn) and one.sha256 in contents:
+            why = f": {one.reason}" if one.reason else ""
+            deleted = " and deleted" if one.folder and not one.kept_as else ""
+            found.append(f"{moment(one.at)}: withdrawn{deleted} by {one.who}{why}")
+        elif isinstance(one, WithdrawalUndone) and one.sha256 in contents:
+            found.append(f"{moment(one.at)}: withdrawal undone by {one.who}")
+    return found
+
+
+def _find(settings: Settings, file: str, memory: Memory) -> tuple[Path, str]:
+    """Return the path of a recording, where it is or was, and its content."""
+    folders = (
+        *(settings.used_gts, settings.new_gts, settings.rejected_gts),
+        *(settings.replaced_gts, settings.withdrawn_gts),
+    )
     for path in (Path(file), *(folder / file for folder in folders)):
         if path.is_file():
-            return path.absolute()
+            return path.absolute(), hash_file(path)
+    for one in reversed(memory.withdrawn().values()):
+        if one.name == file:
+            return settings.home / one.folder / one.name, one.sha256
     raise PipelineError(
-        f"there is no file {file!r}, neither here nor in used_gts/, new_gts/ or new_gts/rejected/"
+        f"there is no file {file!r}, neither here nor in used_gts/, new_gts/, new_gts/rejected/, "
+        "used_gts/replaced/ or withdrawn/"
     )
 
 
@@ -99,7 +131,9 @@ def as_lines(found: Mapping[str, Any]) -> list[str]:
     ]
     if not found["versions"]:
         lines.append("no version was trained on it")
+    lines += found["changes"]
     for key, text in (
+        ("older_content", "learnt it as it was before"),
         ("other_content", "learnt another content under that name"),
         ("unknown", "unknown: the manifest cannot be read"),
     ):

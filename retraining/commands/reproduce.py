@@ -14,6 +14,7 @@ from retraining import ground_truth
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, EXIT_ERROR, PipelineError, TryLaterError
 from retraining.files import hash_file, link_or_copy
+from retraining.journal import Journal
 from retraining.registry import open_registry
 from retraining.registry.facts import TAG_MODULE, Manifest, RegisteredVersion
 from retraining.registry.packaged import columns_of_version, run_beside
@@ -107,19 +108,32 @@ def _packaged_module(version: RegisteredVersion, files: Path) -> str:
 def _gather(settings: Settings, number: int, manifest: Manifest, folder: Path) -> None:
     """Collect the recordings of a manifest under the names that they were trained on with."""
     places: dict[str, Path] = {}
-    for place in (settings.rejected_gts, settings.new_gts, settings.used_gts):
+    for place in (
+        *(settings.rejected_gts, settings.withdrawn_gts, settings.replaced_gts),
+        *(settings.new_gts, settings.used_gts),
+    ):
         if place.is_dir():
             names = ground_truth.hashes_in(place)
             places |= {sha256: place / name for sha256, name in names.items()}
     missing = [one for one in manifest.files if one.sha256 not in places]
     if missing:
         there = {path.name: path for path in places.values()}
-        words = [
-            f"{one.name!r} was changed ({there[one.name].parent.name}/ has another content)"
-            if one.name in there
-            else f"{one.name!r} is missing"
-            for one in missing
-        ]
+        withdrawn = {
+            sha256: entry
+            for entry in Journal(settings.home).read().withdrawn().values()
+            for sha256 in (entry.sha256, *entry.earlier)
+        }
+        words = []
+        for one in missing:
+            if one.sha256 in withdrawn:
+                entry = withdrawn[one.sha256]
+                gone = "deleted" if entry.folder and not entry.kept_as else "is gone"
+                state = f"was withdrawn on {entry.at[:10]} and {gone}"
+            elif one.name in there:
+                state = f"was changed ({there[one.name].parent.name}/ has another content)"
+            else:
+                state = "is missing"
+            words.append(f"{one.name!r} {state}")
         more = f" and {len(words) - SHOWN_NAMES} more" if len(words) > SHOWN_NAMES else ""
         raise PipelineError(
             f"version {number} cannot be reproduced, {len(missing)} of its {len(manifest.files)} "

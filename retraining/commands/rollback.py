@@ -62,9 +62,21 @@ def rollback(settings: Settings, to: int | None) -> str:
                 tags={TAG_CYCLE: cycle_id},
             )
             message = f"rolled back: version {number} is production, it was version {now}"
+            # Last, as after a promotion: what it learnt is no new recording.
+            _archive(settings, registry, version)
             keep.keep_rollback_page(settings, registry, run_id, number, message)
             notices.announce_change(settings, registry, cycle_id)
     return message
+
+
+def _archive(settings: Settings, registry: Registry, version: RegisteredVersion) -> None:
+    """Archive what the version learnt; a person may go back to one that does not say it."""
+    try:
+        recovery.archive(settings, registry.versions.manifest(version).names)
+    except TryLaterError:
+        raise
+    except PipelineError as error:
+        logger.warning("nothing archived: %s", error)
 
 
 def _vouch_if_it_verifies(

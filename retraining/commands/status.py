@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retraining import ground_truth, notices, records, recovery
 from retraining.command_line import Command, print_result
 from retraining.cycle import threshold_of
-from retraining.errors import EXIT_DONE, EXIT_ERROR
+from retraining.errors import EXIT_DONE, EXIT_ERROR, PipelineError, TryLaterError
 from retraining.files import waiting_names
+from retraining.ground_truth import PARKED
+from retraining.inventory import Inventory, take_inventory
+from retraining.journal import Journal
 from retraining.outcome import Outcome
 from retraining.registry import Registry, open_registry
 from retraining.registry.facts import MonitoredBatch, RegisteredVersion
@@ -55,7 +59,9 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
         notices.call_for_attention(settings, "overdue", overdue)
     lost_batches = registry.judgements.lost_batches(champion)
     stuck = records.stuck_text(settings, champion.number, lost_batches)
+    inventory = _inventory(settings, registry, champion)
     problems = [overdue, _failed(last_run), stuck or _degraded(monitored, champion)]
+    problems += inventory.unexplained
     return {
         "production": champion.number,
         "production_since": _production_since(registry, champion),
@@ -63,6 +69,8 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
         "waiting": len(waiting_names(settings.new_gts)),
         "min_new_files": settings.min_new_files,
         "rejected": ground_truth.rejected_names(settings),
+        "parked": [one.name for one in ground_truth.rejected_files(settings) if one.kind == PARKED],
+        "training_data": list(inventory.explained),
         "unfinished": recovery.unfinished_command(settings),
         "last_run": last_run or None,
         "cycles": [
@@ -78,6 +86,16 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
         ],
         "problems": [problem for problem in problems if problem],
     }
+
+
+def _inventory(settings: Settings, registry: Registry, champion: RegisteredVersion) -> Inventory:
+    try:
+        manifest = registry.versions.manifest(champion)
+    except TryLaterError:
+        raise
+    except PipelineError as error:
+        return Inventory(unexplained=(str(error),))
+    return take_inventory(settings, manifest, Journal(settings.home).read())
 
 
 def _overdue(last_run: Mapping[str, Any], max_age_hours: float | None) -> str:
@@ -136,6 +154,13 @@ def as_lines(state: Mapping[str, Any]) -> list[str]:
         f"{len(state['rejected'])} rejected",
         f"last run: {last_run['at']}: {last_run['message']}" if last_run else "last run: never",
     ]
+    lines += state["training_data"]
+    if state["parked"]:
+        names = " ".join(shlex.quote(name) for name in state["parked"])
+        lines.append(
+            "parked, until a person has looked at the reasons beside them: python "
+            f"pipeline_orchestrator.py correct {names}"
+        )
     if state["unfinished"]:
         lines.append(
             f"unfinished: {state['unfinished'].get('command', 'a command')} since "

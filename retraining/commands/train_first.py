@@ -118,24 +118,25 @@ def train_on_folder(
     PipelineError
         If the recordings do not suffice.
     """
-    from retraining.cross_validation import Resources, train
+    from retraining import intake
+    from retraining.cross_validation import Reader, Resources, too_few_recordings, train
 
     if not folder.is_dir():
         raise PipelineError(f"{folder} is not a folder; name the folder of your ground truth files")
     paths = [folder / name for name in waiting_names(folder)]
-    needed = max(settings.n_folds, 2)
-    if len(paths) < needed:
-        raise PipelineError(
-            f"{folder} holds {len(paths)} recordings; {settings.n_folds} folds need at least "
-            f"{needed}: add recordings or lower --n-folds"
-        )
+    reader = Reader(training, None, settings.max_file_mb)
+    lacking = too_few_recordings(reader, paths, settings.n_folds)
+    if lacking:
+        raise PipelineError(f"{folder} holds {lacking}")
     hashes = {path.name: hash_file(path) for path in paths}
+    known = intake.known_files(settings, training, paths)
     trained, _ = train(
         training,
         paths,
         n_folds=settings.n_folds,
         random_state=settings.random_state,
         resources=Resources(n_jobs=settings.n_jobs, max_file_mb=settings.max_file_mb),
+        twins=intake.twins(known, {sha256: name for name, sha256 in hashes.items()}),
     )
     if {path.name: hash_file(path) for path in paths} != hashes:
         raise TryLaterError(f"a recording in {folder} changed while this ran; run again")

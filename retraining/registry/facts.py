@@ -7,7 +7,7 @@ person may have edited any of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -275,14 +275,17 @@ class TrainingFile:
         Of its content.
     rows
         Number of rows.
+    identity
+        Digest of its observations; empty where an older pipeline wrote none.
     """
 
     name: str
     sha256: str
     rows: int
+    identity: str = ""
 
     def __post_init__(self) -> None:
-        kinds = {"name": str, "sha256": str, "rows": int}
+        kinds = {"name": str, "sha256": str, "rows": int, "identity": str}
         wrong = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
         if wrong:
             raise TypeError(f"{', '.join(wrong)} of a training file")
@@ -295,10 +298,24 @@ class Manifest:
     files: tuple[TrainingFile, ...]
 
     @classmethod
-    def of(cls, hashes: Mapping[str, str], row_counts: Mapping[str, int]) -> Manifest:
-        """Return the manifest of files given as name -> SHA-256 and name -> rows."""
+    def of(
+        cls,
+        hashes: Mapping[str, str],
+        row_counts: Mapping[str, int],
+        identity: Callable[[str], str] = lambda _sha256: "",
+    ) -> Manifest:
+        """Return the manifest of files given as name -> SHA-256 and name -> rows.
+
+        Parameters
+        ----------
+        identity
+            Gives the digest of the observations of a content.
+        """
         return cls(
-            tuple(TrainingFile(name, hashes[name], row_counts[name]) for name in sorted(hashes))
+            tuple(
+                TrainingFile(name, sha256, row_counts[name], identity(sha256))
+                for name, sha256 in sorted(hashes.items())
+            )
         )
 
     @property

@@ -45,7 +45,7 @@ class Judgements:
         """Store a verdict, every criterion with value, limit and result, with its challenger."""
         self.connection.client.log_dict(version.run_id, dict(verdict), COMPARISON_FILE)
         facts = {
-            TAG_RECORDINGS: str(verdict["n_recordings"]),
+            TAG_RECORDINGS: str(verdict["n_sessions"]),
             "p_value": f"{verdict['p_value']:.6g}",
             "champion_mean_error": f"{verdict['champion_mean_error']:.6g}",
             "challenger_mean_error": f"{verdict['challenger_mean_error']:.6g}",
@@ -73,7 +73,7 @@ class Judgements:
         return ""
 
     def earlier_looks(self, champion: RegisteredVersion) -> list[int]:
-        """Return the number of recordings each time that a champion was judged, oldest first."""
+        """Return the number of sessions each time that a champion was judged, oldest first."""
         judged = [
             version
             for version in self.versions.with_tags({TAG_CHAMPION: str(champion.number)})

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from retraining.errors import PipelineError
+from retraining.journal import who
 from retraining.registry.facts import (
     EVENT_PROBATION,
     EVENT_PROMOTION,
@@ -142,7 +139,7 @@ class Production:
             TAG_FROM: str(replaces or ""),
             TAG_TO: str(number),
             TAG_WHY: why,
-            TAG_WHO: _who(),
+            TAG_WHO: who(),
         }
         measured = zip((METRIC_BEFORE, METRIC_AFTER), mean_errors, strict=True)
         metrics = {name: value for name, value in measured if value is not None}
@@ -163,13 +160,3 @@ class Production:
             if replaces is not None and event in (EVENT_ROLLBACK, EVENT_PROBATION):
                 self.versions.set_tag(replaces, TAG_ROLLED_BACK, why)
         return run_id
-
-
-def _who() -> str:
-    """Return who changes production: the user, the machine, and whether a person is there."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a number without a name, as in some containers
-        user = f"uid {os.getuid()}"
-    attended = sys.stdin is not None and sys.stdin.isatty()
-    return f"{user}@{socket.gethostname()}, {'at a terminal' if attended else 'unattended'}"

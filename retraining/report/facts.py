@@ -22,6 +22,8 @@ from retraining.cycle import Challenger, Cycle, CycleResult, RecordingResult, th
 from retraining.errors import PipelineError
 from retraining.files import hash_file
 from retraining.ground_truth import Refusal
+from retraining.inventory import Inventory, take_inventory
+from retraining.journal import Journal
 from retraining.kept_tables import tables_of
 from retraining.outcome import Outcome
 from retraining.registry.facts import OLDER_UNIT, MonitoredBatch, TrainingFile
@@ -132,6 +134,10 @@ class PageFacts:
         Monitored batches, the oldest first; the last one is this cycle's.
     rejected
         Files that wait for a person.
+    notes
+        What else became of the files in new_gts/.
+    inventory
+        How used_gts/ differs from what production learnt.
     importances
         The most important one first.
     lineage
@@ -149,6 +155,8 @@ class PageFacts:
     cycle: Cycle | None = None
     history: Sequence[MonitoredBatch] = ()
     rejected: Sequence[Refusal] = ()
+    notes: Sequence[str] = ()
+    inventory: Inventory = Inventory()
     changed: ChangedData = ChangedData()
     importances: Sequence[FeatureImportance] = ()
     lineage: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -261,6 +269,7 @@ def _of_monitored(cycle: Cycle, outcome: Outcome, message: str, production: str)
     )
     gathered = _gather(
         rejected=lambda: ground_truth.rejected_files(settings),
+        inventory=lambda: inventory_of(cycle),
         changed=lambda: changed_data(cycle),
         importances=lambda: importances(cycle),
         lineage=lambda: lineage(settings, cycle.training, cycle),
@@ -274,8 +283,17 @@ def _of_monitored(cycle: Cycle, outcome: Outcome, message: str, production: str)
         training=cycle.training,
         cycle=cycle,
         history=(*cycle.history, this_batch),
+        notes=cycle.batch.notes,
         **gathered,
     )
+
+
+def inventory_of(cycle: Cycle) -> Inventory:
+    """Compare used_gts/ with what production learnt; a version promoted now learnt all of it."""
+    if cycle.verdict and cycle.verdict.promote:
+        return Inventory()
+    memory = Journal(cycle.settings.home).read()
+    return take_inventory(cycle.settings, cycle.champion.manifest, memory)
 
 
 def of_rollback(
@@ -309,6 +327,7 @@ def of_quiet_night(settings: Settings, result: CycleResult) -> PageFacts:
         outcome=result.outcome,
         message=result.message,
         production=str(result.facts.get("production", "")),
+        notes=result.notes,
         **_gather(rejected=lambda: ground_truth.rejected_files(settings)),
     )
 

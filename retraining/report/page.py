@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retraining.cycle import RecordingResult
+from retraining.ground_truth import KNOWN
 from retraining.registry.facts import MonitoredBatch
 from retraining.report import charts
 from retraining.report.charts import alike, signed
@@ -41,7 +42,7 @@ DISTANCE = {"feature": WORDS, "distance": NUMBER, "p-value": NUMBER}
 REASONS = {
     "TEST_LEAK": "production was trained on some of the new recordings",
     "NOT_BETTER": "the challenger's mean error is not low enough",
-    "TOO_FEW_RECORDINGS": "the models differ on too few recordings",
+    "TOO_FEW_RECORDINGS": "the models differ on too few {things}",
     "NOT_SIGNIFICANT": "the gain may be chance",
     "FORGETS": "the challenger got worse on the old recordings",
     "NO_BETTER_THAN_NO_MODEL": "the challenger is no better than no model at all",
@@ -342,8 +343,8 @@ def criteria(facts: PageFacts) -> list[Piece]:
     caption = "A challenger is promoted if no criterion fails"
     pieces: list[Piece] = [_table(caption, {**columns, "in words": WORDS}, rows)]
     if verdict.recordings_needed:
-        needed = f"A gain of this size needs about {verdict.recordings_needed} recordings in all."
-        pieces.append(Paragraph(needed))
+        needed = f"{verdict.recordings_needed} {verdict.independent_things}"
+        pieces.append(Paragraph(f"A gain of this size needs about {needed} in all."))
     return pieces
 
 
@@ -376,7 +377,7 @@ def _gains_in_words(recordings: Sequence[RecordingResult], verdict: Verdict) -> 
         f"The challenger is closer to the truth on {better} recordings and farther from it on "
         f"{worse}; {len(recordings) - better - worse} are alike. Mean gain "
         f"{signed(verdict.difference)} {verdict.difference_unit}, 95 % interval {interval} "
-        "(bootstrap over recordings)."
+        f"(bootstrap over {verdict.independent_things})."
     )
 
 
@@ -523,19 +524,27 @@ def reliance(facts: PageFacts) -> list[Piece]:
 def odd_files(facts: PageFacts) -> list[Piece]:
     """Show which files a person should look at."""
     pieces: list[Piece] = []
-    notes = facts.cycle.batch.data_quality if facts.cycle else {}
-    if notes:
-        caption = "Measurements that were taken as missing; the recordings were used"
-        pieces.append(_table(caption, {"recording": WORDS, "note": WORDS}, sorted(notes.items())))
+    quality = facts.cycle.batch.data_quality if facts.cycle else {}
+    if quality:
+        caption = "What is odd in recordings that were used"
+        rows = sorted(quality.items())
+        pieces.append(_table(caption, {"recording": WORDS, "note": WORDS}, rows))
     if facts.rejected:
         pieces.append(
             _table(
-                "Files in new_gts/rejected/; mend them there, then: "
+                "Files in new_gts/rejected/; those that are mended there go back with: "
                 "python pipeline_orchestrator.py requeue",
                 {"file": WORDS, "what is wrong": WORDS, "what to do": WORDS},
                 [(one.name, one.what, one.remedy) for one in facts.rejected],
             )
         )
+    if facts.notes:
+        notes = [[one] for one in facts.notes]
+        pieces.append(_table("What became of other files", {"note": WORDS}, notes))
+    if facts.inventory.lines:
+        lines = [[line] for line in facts.inventory.lines]
+        caption = "used_gts/ and what production learnt"
+        pieces.append(_table(caption, {"difference": WORDS}, lines))
     return pieces or [Paragraph("Nothing to note, and no file is rejected.")]
 
 
@@ -584,7 +593,12 @@ SECTIONS = (
     Section("differences", "Paired differences", differences),
     Section("data", "What changed in the data", changed_data, ("changed",)),
     Section("reliance", "What the challenger relies on", reliance, ("importances",)),
-    Section("files", "Data quality and rejected files", odd_files, ("rejected",)),
+    Section(
+        "files",
+        "Files: data quality, corrections, rejections",
+        odd_files,
+        ("rejected", "inventory"),
+    ),
     Section("lineage", "Lineage", made_of, ("lineage",)),
 )
 
@@ -656,15 +670,17 @@ def _in_words(facts: PageFacts, sentence: str) -> str:
 def _next_step(facts: PageFacts) -> list[str]:
     """Return what to do; every second part is a command."""
     step = _in_words(facts, facts.outcome.next_step)
-    if facts.rejected:
-        step += f" Rejected files that wait to be mended: {len(facts.rejected)}, see below."
+    waiting = [one for one in facts.rejected if one.kind != KNOWN]
+    if waiting:
+        step += f" Rejected files that wait to be mended: {len(waiting)}, see below."
     return step.split("`")
 
 
 def _reasons(facts: PageFacts) -> list[Piece]:
     if facts.verdict is None or facts.verdict.promote:
         return []
-    words = [REASONS.get(reason, reason) for reason in facts.verdict.reasons]
+    things = facts.verdict.independent_things
+    words = [REASONS.get(one, one).format(things=things) for one in facts.verdict.reasons]
     return [Paragraph(f"In plain words: {'; '.join(words)}.")]
 
 
@@ -686,7 +702,7 @@ def _numbers(facts: PageFacts) -> list[Any]:
         verdict = facts.verdict
         error = error_text(verdict.challenger_mean_error, facts.unit)
         unseen = "on the same recordings, which it did not train on"
-        paired = f"{verdict.n_recordings} recordings, paired"
+        paired = f"{verdict.recordings_in_words}, paired"
         tiles += [
             Tile(error, f"error of {facts.rival}", unseen),
             Tile(f"{verdict.p_value:.2g}", "p-value", paired),

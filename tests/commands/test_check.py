@@ -20,7 +20,7 @@ from test_json import documented
 from pipeline_orchestrator import main
 from register_first_model import register_first_model
 from retraining.commands import check as check_command
-from retraining.commands.check import check
+from retraining.commands.check import as_lines, check
 from retraining.errors import PipelineError, TryLaterError
 from retraining.files import exclusive_lock
 from retraining.registry import open_registry
@@ -121,10 +121,13 @@ class TestNothingWrong:
         assert said.startswith("no finding: checked_0.py keeps the contract; it was fitted three")
         assert said.endswith("every prediction is the same bit for bit")
         assert facts[0] == "read: 7 recordings of 7 sessions in used_gts/ and new_gts/"
-        assert facts[1].startswith("mean error: ")
-        assert " % on 7 of them, each scored by a model that never saw it, without a" in facts[1]
-        assert facts[2].startswith("time for one recording: read ")
-        assert all(f"{word} " in facts[2] for word in ("examples", "fit", "predict"))
+        assert facts[1] == (
+            "told apart: by their rows, of which no two share many: parts are recognised, too"
+        )
+        assert facts[2].startswith("mean error: ")
+        assert " % on 7 of them, each scored by a model that never saw it, without a" in facts[2]
+        assert facts[3].startswith("time for one recording: read ")
+        assert all(f"{word} " in facts[3] for word in ("examples", "fit", "predict"))
         assert files_of(home) == before
 
     @pytest.mark.slow
@@ -164,14 +167,24 @@ class TestNothingWrong:
     @pytest.mark.slow
     @pytest.mark.usefixtures("no_other_process")
     def test_sessions(self, module_of: Module) -> None:
-        """Their number; fewer than folds are a finding."""
+        """Their number, and the folds that they make; one session is a finding."""
         more = "def session(rows):\n    return rows['file'].iloc[0].partition('_')[0]\n"
-        found = check(module_of(more=more, n_folds=2))
-        assert (found["sessions"], found["findings"]) == (2, [])
         found = check(module_of(more=more))
+        assert (found["sessions"], found["folds"], found["findings"]) == (2, 2, [])
+        assert "folds: a retraining has 2, of whole sessions" in as_lines(found)
+        found = check(module_of(more="def session(rows):\n    return 'the same'\n"))
         assert found["findings"] == [
-            "a retraining needs 3 recordings (sessions, where the module names them), one for each "
-            "fold, and there are 2: add recordings or lower --n-folds"
+            "there are not two sessions of recordings to learn from and to test on: put checked "
+            "ones into used_gts/"
+        ]
+
+    @pytest.mark.usefixtures("no_other_process")
+    def test_too_few_recordings(self, module_of: Module) -> None:
+        """Where nothing names sessions they are a finding."""
+        found = check(module_of(n_folds=8))
+        assert found["findings"] == [
+            "a retraining needs 8 recordings, one for each fold, and there are 7: add recordings "
+            "or lower --n-folds"
         ]
 
 

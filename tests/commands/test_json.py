@@ -95,3 +95,16 @@ def test_lineage_and_reproduce_print_what_is_documented(
         *("version", "identical", "recordings", "predictions", "probabilities"),
         *("largest_difference", "different", "n_folds", "random_state", "recorded", "packages"),
     }
+
+
+def test_withdraw_prints_what_is_documented(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In both directions."""
+    words = ["old_01.csv", "--json", "--home", str(home)]
+    main(["withdraw", *words])
+    withdrawn = json.loads(capsys.readouterr().out)
+    main(["withdraw", "--undo", *words])
+    returned = json.loads(capsys.readouterr().out)
+    assert withdrawn.pop("schema_version") == returned.pop("schema_version") == 1
+    assert {*withdrawn, *returned} == set(documented("withdraw"))
+    for name in (*withdrawn["withdrawn"][0], *returned["returned"][0]):
+        assert f"`{name}`" in DOCUMENT

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from relabel import relabel
 
 from pipeline_orchestrator import main, run_orchestrator
 from retraining.commands.lineage import as_lines, lineage
+from retraining.outcome import Outcome
 
 pytestmark = pytest.mark.usefixtures("fast_training")
 
@@ -41,6 +43,22 @@ def test_a_mended_recording(home: Path, settings_of: Callable[..., Any]) -> None
     found = lineage(settings_of(home), str(path))
     assert (found["versions"], found["other_content"]) == ([], [1])
     assert "no version was trained on it" in as_lines(found)
+
+
+def test_a_corrected_recording(home: Path, settings_of: Callable[..., Any]) -> None:
+    """Both contents tell of each other, and which versions learnt which."""
+    relabel(home / "used_gts" / "old_01.csv", home / "new_gts" / "again.csv")
+    settings = settings_of(home)
+    assert run_orchestrator(settings).outcome is Outcome.PROMOTED
+    (kept,) = (home / "used_gts" / "replaced").iterdir()
+    new, old = (lineage(settings, name) for name in ("old_01.csv", kept.name))
+    assert ([one["version"] for one in new["versions"]], new["older_content"]) == ([2], [1])
+    assert ([one["version"] for one in old["versions"]], old["older_content"]) == ([1], [])
+    (change,) = new["changes"]
+    assert old["changes"] == [change]
+    assert ": corrected: again.csv takes the place of used_gts/old_01.csv, " in change
+    assert change.endswith(f"the old one is kept as used_gts/replaced/{kept.name}")
+    assert as_lines(new)[2:] == [change, "version 1: learnt it as it was before"]
 
 
 def test_a_manifest_that_is_gone_is_said(

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import skops.io
 from conftest import BATCH, FAST_WORDS, OLD_SEASON_FILES, ROOT, copy_home, make_home, script
+from relabel import relabel
 from sample_gts import write_recordings
 from sklearn.dummy import DummyRegressor
 
@@ -112,6 +113,16 @@ class TestReproduce:
         result = json.loads(done.stdout)
         assert (result["identical"], result["largest_difference"]) == (True, 0)
         assert (result["n_folds"], result["random_state"], result["recorded"]) == (5, 42, recorded)
+
+    def test_corrected_and_withdrawn_recordings_are_found(self, promoted: Path) -> None:
+        """By their hash, in used_gts/replaced/ and withdrawn/."""
+        relabel(promoted / "used_gts/old_01.csv", promoted / "new_gts/old_01.csv")
+        for words in (("correct", "old_01.csv"), ("withdraw", "old_02.csv", "new_01.csv")):
+            done = script("pipeline_orchestrator.py", *words, home=promoted)
+            assert done.returncode == 0, done.stderr
+        done = script("pipeline_orchestrator.py", "reproduce", "2", home=promoted)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("version 2 is reproduced: trained again on 12 recordings")
 
     def test_a_first_version_of_unknown_making(self, promoted: Path) -> None:
         """A model smaller than its code makes them: it is said what was tried."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline_orchestrator import main
 from retraining.commands.status import _degraded, _threshold, as_lines
 from retraining.outcome import Outcome
 from retraining.registry.facts import MonitoredBatch, RegisteredVersion
@@ -49,6 +51,8 @@ def state(**values: Any) -> dict[str, Any]:
         "waiting": 15,
         "min_new_files": 15,
         "rejected": [],
+        "parked": [],
+        "training_data": [],
         "unfinished": None,
         "last_run": None,
         "cycles": [cycle, {**cycle, "mean_error": 0.00331}],
@@ -131,3 +135,26 @@ class TestLines:
         assert "unfinished: run since then, running or cut off; the next run tidies up" in lines
         lines = as_lines(state(unfinished={"cycle_id": "dead"}))
         assert lines[3].startswith("unfinished: a command since unknown, ")
+
+    def test_parked_corrections_come_with_their_command(self) -> None:
+        """In words that a shell reads as they are."""
+        lines = as_lines(state(parked=["a b.csv", "8.csv"]))
+        assert lines[3] == (
+            "parked, until a person has looked at the reasons beside them: "
+            "python pipeline_orchestrator.py correct 'a b.csv' 8.csv"
+        )
+
+
+class TestTrainingData:
+    """Whether used_gts/ is what production learnt."""
+
+    def test_a_manifest_that_is_gone_is_a_problem_beside_the_rest(
+        self, home: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """What can be said is said."""
+        (manifest,) = (home / "mlflow_server").rglob("training_files.json")
+        manifest.unlink()
+        assert main(["status", "--home", str(home)]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("production: version 1 since ")
+        assert lines[-1].startswith("training_files.json of version 1 is missing")

@@ -16,6 +16,7 @@ import pandas as pd
 from retraining import gate
 from retraining.cycle import Batch, Challenger, Champion, Cycle, CycleResult, Monitoring
 from retraining.ground_truth import GroundTruthFile
+from retraining.known_recordings import KnownRecordings
 from retraining.outcome import Outcome
 from retraining.registry.facts import Manifest, MonitoredBatch, RegisteredVersion, TrainingFile
 from retraining.report.facts import ChangedData, FeatureImportance, PageFacts, feature_shifts
@@ -134,7 +135,9 @@ def make_training(**values: Any) -> Training:
 def make_recording(name: str, rows: pd.DataFrame | None = None) -> GroundTruthFile:
     """Return a ground truth file that gives these rows."""
     rows = pd.DataFrame() if rows is None else rows.assign(**{FILE: name})
-    return GroundTruthFile(name, f"hash of {name}", len(rows), "", lambda: rows)
+    return GroundTruthFile(
+        name, Path("new_gts", name), f"hash of {name}", len(rows), read=lambda _path: rows
+    )
 
 
 def make_manifest(names: Sequence[str]) -> Manifest:
@@ -173,6 +176,7 @@ def make_cycle(
         registry=None,  # type: ignore[arg-type]
         training=training,
         champion=Champion(RegisteredVersion(1, "run 1", {}, 0), None, make_manifest(old)),
+        known=KnownRecordings(Path(".pipeline_recordings"), has_identity=True),
         id="cycle",
         batch=Batch(
             tuple(make_recording(name, make_rows(name)) for name in names),

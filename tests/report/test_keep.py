@@ -18,7 +18,7 @@ from sample_pages import Reader, read
 
 import train_classification_model as stems
 from pipeline_orchestrator import run_orchestrator
-from retraining import cross_validation, files, ground_truth, recovery
+from retraining import cross_validation, files, intake, recovery
 from retraining.commands.rollback import rollback
 from retraining.errors import PipelineError
 from retraining.outcome import Outcome
@@ -189,14 +189,14 @@ class TestOutcomes:
             monkeypatch.setattr(Versions, "out_of_fold_errors", lambda *_: known)
         if reason == "TEST_LEAK":
             (home / "used_gts" / "old_01.csv").rename(home / "new_gts" / "smuggled.csv")
-            take_in = ground_truth.take_in
+            take_in: Any = intake.take_in
             monkeypatch.setattr(
-                ground_truth, "take_in", lambda *known: take_in(known[0], known[1], {})
+                intake, "take_in", lambda *given: take_in(*given[:-1], intake.Learnt())
             )
         result = run_orchestrator(settings_of(home, **values))
         assert reason in result.facts["verdict"]["reasons"]
         told = only_page(home, "not_promoted")
-        assert page.REASONS[reason] in told.text
+        assert page.REASONS[reason].format(things="recordings") in told.text
         assert result.message[1:].replace("->", "→") in told.text
 
     def test_failed(

@@ -173,6 +173,16 @@ class TestPage:
             "the gain may be chance; the challenger is no better than no model at all." in text
         )
 
+    def test_sessions_are_told_where_they_count(self) -> None:
+        """In the tile, in plain words, with the interval and with the number that is needed."""
+        cycle = make_cycle()
+        cycle.verdict = gate.judge([5.0, 6.0, 7.0], [4.0, 5.0, 6.0], sessions=["a", "a", ""])
+        text = read_page(make_facts(outcome=Outcome.NOT_PROMOTED, cycle=cycle)).text
+        assert "3 recordings of 2 sessions, paired" in text
+        assert "the models differ on too few sessions; the gain may be chance." in text
+        assert "(bootstrap over sessions)" in text
+        assert re.search(r"A gain of this size needs about \d+ sessions in all\.", text)
+
     def test_rejected_files_are_told_on_top(self) -> None:
         """How many wait, and below each with what is wrong."""
         facts = make_facts(rejected=[Refusal("bad.csv", "lacks the columns x", "add them")])

@@ -244,6 +244,8 @@ class TestGathered:
         folder.mkdir(parents=True)
         (folder / "bad.csv").write_text("1")
         (folder / f"bad.csv{ground_truth.REASON_SUFFIX}").write_text("no JSON")
+        (tmp_path / "used_gts").mkdir(exist_ok=True)
+        (tmp_path / "new_gts").mkdir(exist_ok=True)
         told = facts.of_failure(make_cycle(home=tmp_path), "it failed")
         assert (told.rejected, told.missing) == ((Refusal("bad.csv", "", ""),), {})
 

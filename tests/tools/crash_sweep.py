@@ -7,7 +7,7 @@ never interrupted, and one more run must change nothing.
 
 Usage::
 
-    python tests/tools/crash_sweep.py [--scenario NAME] [--sample N] [--random N] [--report FILE]
+    python tests/tools/crash_sweep.py [--scenario NAME]... [--sample N] [--random N] [--report FILE]
 
 Without `--sample` every point is tried. Prints one line per scenario and ends with status 1 if
 anything differed.
@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import functools
 import hashlib
 import importlib
+import io
 import json
 import os
 import platform
@@ -41,6 +43,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "tools")]
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import (
     BATCH,
@@ -53,12 +57,25 @@ from conftest import (
     write_home,
     write_mislabelled,
 )
+from relabel import relabel, sha256
 from sample_gts import write_recordings
 
 import pipeline_orchestrator
 import register_first_model
 from retraining.errors import PipelineError
-from retraining.journal import JOURNAL_NAME, Home, Journal, Vouch
+from retraining.files import read_sealed
+from retraining.journal import (
+    JOURNAL_NAME,
+    Arrival,
+    Home,
+    Journal,
+    Replaced,
+    Vouch,
+    WithdrawalUndone,
+    Withdrawn,
+)
+from retraining.kept_tables import CACHE_FOLDER, KeptTables
+from retraining.known_recordings import FILE_NAME as RECORDINGS_NAME
 from retraining.registry import store
 from retraining.registry.stored_models import folder_digest
 from retraining.report import facts
@@ -68,7 +85,10 @@ COUNTED = {
     *("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate"),
     *("sqlite3.connect", "socket.connect"),
 }
-KEPT_HIDDEN = (".pipeline.lock", ".pipeline_last_run.json", ".cache", JOURNAL_NAME)
+KEPT_HIDDEN = (
+    *(".pipeline.lock", ".pipeline_last_run.json", ".cache"),
+    *(JOURNAL_NAME, RECORDINGS_NAME),
+)
 OTHER = flags_of(DOMAINS["grain"].settings)
 
 
@@ -122,11 +142,48 @@ def rollback(home: list[str]) -> int:
     return pipeline_orchestrator.main(["rollback", "--to", "1", *home])
 
 
+def healthy(home: list[str]) -> int:
+    """Run a cycle that ends with monitoring."""
+    return pipeline_orchestrator.main(["run", *FAST_WORDS, "--threshold", "1000", *home])
+
+
+def idle(home: list[str]) -> int:
+    """Run the orchestrator on a night without news."""
+    return pipeline_orchestrator.main(["run", "--min-new-files", "100", *home[:2]])
+
+
+def withdraw(home: list[str]) -> int:
+    """Withdraw a used and a waiting recording; what is done already is refused."""
+    if Journal(Path(home[1])).read().withdrawn():
+        return idle(home)
+    return pipeline_orchestrator.main(["withdraw", "old_01.csv", "new_gts/new_01.csv", *home])
+
+
+def withdraw_deleting(home: list[str]) -> int:
+    """Withdraw them and keep nothing."""
+    return withdraw(["--home", home[1], "--delete"])
+
+
+def undo(home: list[str]) -> int:
+    """Take both withdrawals back."""
+    if not Journal(Path(home[1])).read().withdrawn():
+        return idle(home)
+    return pipeline_orchestrator.main(["withdraw", "--undo", "old_01.csv", "new_01.csv", *home])
+
+
+def correct(home: list[str]) -> int:
+    """Correct a used and a waiting recording, whose corrections were parked."""
+    if any(one.by_person for one in Journal(Path(home[1])).read().all(Replaced)):
+        return idle(home)
+    return pipeline_orchestrator.main(["correct", "mended.csv", "waiting.csv", *home])
+
+
 PRELOADED = (
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
     *("mlflow.sklearn", "mlflow.store.tracking.sqlalchemy_store", "skops.io", "sklearn.ensemble"),
     *("mlflow.store.model_registry.sqlalchemy_store", "mlflow.utils.requirements_utils"),
     *("scipy.stats", "sklearn.inspection", "sklearn.model_selection", "pandas"),
+    *("retraining.intake", "retraining.known_recordings"),
 )
 
 
@@ -221,6 +278,9 @@ def describe(home: Path) -> dict[str, Any]:
     return {
         "new": _contents(home / "new_gts"),
         "used": _contents(home / "used_gts"),
+        "names": sorted(path.name for path in (home / "used_gts").glob("*.csv")),
+        "replaced": _contents(home / "used_gts/replaced"),
+        "withdrawn": _contents(home / "withdrawn"),
         "rejected": _contents(home / "new_gts/rejected"),
         "reasons": len(list((home / "new_gts/rejected").glob("*.reason.json"))),
         "left over": sorted(
@@ -236,6 +296,9 @@ def describe(home: Path) -> dict[str, Any]:
         "promotions": promotions,
         "aliases": recipes,
         "journal": remembered,
+        "changes": _changes(home),
+        "known": _known(home),
+        "read of deleted ones": _read_of_deleted_ones(home),
         "change told": (home.parent / "told.json").exists(),
     }
 
@@ -267,6 +330,39 @@ def _remembered(home: Path, tags_of: dict[str, dict[str, str]]) -> dict[str, Any
             for alias, tags in tags_of.items()
         },
     }
+
+
+def _changes(home: Path) -> list[tuple[Any, ...]]:
+    """Return what the journal tells of recordings, whatever the times and dates."""
+    try:
+        memory = Journal(home).read()
+    except PipelineError:
+        return []
+    found: list[tuple[Any, ...]] = []
+    for one in memory.in_order(Replaced, Withdrawn, WithdrawalUndone):
+        facts = dataclasses.asdict(one)
+        facts["kept_as"] = bool(facts.get("kept_as"))
+        found.append((one.KIND, *(facts[name] for name in sorted({*facts} - {"at", "who"}))))
+    arrivals = sorted({one.sha256 for one in memory.all(Arrival)})
+    return [*found, ("arrivals", *arrivals)]
+
+
+def _known(home: Path) -> list[bytes]:
+    """Return the contents that the home can recognise."""
+    content = read_sealed(home / RECORDINGS_NAME, RECORDINGS_NAME)
+    return [] if content is None else sorted(np.load(io.BytesIO(content))["sha256"].tolist())
+
+
+def _read_of_deleted_ones(home: Path) -> list[str]:
+    """Return what is kept of the contents that a person had deleted."""
+    deleted = [
+        sha256
+        for one in Journal(home).read().withdrawn().values()
+        if not one.kept_as
+        for sha256 in (one.sha256, *one.earlier)
+    ]
+    folder = home / CACHE_FOLDER
+    return [path.name for path in folder.glob("*") if path.name[:64] in deleted]
 
 
 def _tags(store: sqlite3.Connection, number: int) -> dict[str, str]:
@@ -405,6 +501,36 @@ class Homes:
         return home
 
     @functools.cached_property
+    def corrected(self) -> Path:
+        """Production waits for news, and labels of a used and of a waiting file were corrected."""
+        home = _after(healthy, self.registered, self._folder / "corrected")
+        relabel(home / "used_gts/old_01.csv", home / "new_gts/mended.csv")
+        relabel(home / "new_gts/new_01.csv", home / "new_gts/waiting.csv")
+        return home
+
+    @functools.cached_property
+    def with_a_past(self) -> Path:
+        """Two recordings were corrected, and read before."""
+        home = _after(healthy, self.corrected, self._folder / "with a past")
+        tables = KeptTables(home / CACHE_FOLDER, "maker", 10)
+        for path in (*home.glob("used_gts/**/*.csv"), *home.glob("new_gts/*.csv")):
+            tables.put("rows", sha256(path), pd.read_csv(path))
+        return home
+
+    @functools.cached_property
+    def withdrawn(self) -> Path:
+        """Two recordings were withdrawn."""
+        return _after(withdraw, self.with_a_past, self._folder / "withdrawn")
+
+    @functools.cached_property
+    def parked(self) -> Path:
+        """Corrections of a used and of a waiting file wait for a person."""
+        home = copy_home(self.corrected, self._folder / "parked unseen")
+        relabel(home / "used_gts/old_01.csv", home / "new_gts/mended.csv", share=0.5)
+        relabel(home / "new_gts/new_01.csv", home / "new_gts/waiting.csv", share=0.5)
+        return _after(healthy, home, self._folder / "parked")
+
+    @functools.cached_property
     def other(self) -> Path:
         """The first model of another training module is production."""
         home = make_home(self._folder / "other bare")
@@ -421,6 +547,11 @@ SCENARIOS: dict[str, tuple[str, tuple[Callable[[list[str]], int], ...]]] = {
     "a rollback": ("promoted", (rollback, cycle)),
     "a lost probation": ("misled", (cycle, cycle)),
     "a cycle of another model": ("other", (cycle_of_other,)),
+    "a correction": ("corrected", (healthy, healthy)),
+    "correct": ("parked", (correct, idle)),
+    "withdraw": ("with_a_past", (withdraw, idle)),
+    "withdraw --delete": ("with_a_past", (withdraw_deleting, idle)),
+    "withdraw --undo": ("withdrawn", (undo, idle)),
 }
 """Name -> home and commands."""
 
@@ -459,10 +590,19 @@ def write_report(path: Path, command: str, columns: list[str], rows: list[list[A
     path.write_text(text)
 
 
+def wanted(names: list[str]) -> list[str]:
+    """Return the scenarios of some names, or of a part of a name if it is none."""
+    return [
+        title
+        for title in SCENARIOS
+        if any(title == name or (name not in SCENARIOS and name in title) for name in names)
+    ]
+
+
 def main() -> int:
     """Sweep the scenarios and return the exit status."""
     parser = argparse.ArgumentParser(description="Kill the commands everywhere.")
-    parser.add_argument("--scenario", default="")
+    parser.add_argument("--scenario", action="append")
     parser.add_argument("--sample", type=int, default=0, help="points per scenario; 0: all")
     parser.add_argument("--random", type=int, default=0, help="random instants per scenario")
     parser.add_argument("--report", type=Path)
@@ -473,7 +613,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="crash-sweep-") as name:
         homes = Homes(Path(name))
         for title, (home, commands) in SCENARIOS.items():
-            if options.scenario not in title:
+            if options.scenario and title not in wanted(options.scenario):
                 continue
             scenario = Scenario(title, getattr(homes, home), commands)
             tried, differed = sweep(

@@ -524,6 +524,11 @@ alpha_k = 0.2 alpha n_1 (1 / n_(k-1) - 1 / n_k) with n_k recordings. The shares 
 than alpha, so by Boole's inequality the promise holds for any number of looks. With "ignore" each
 look has the whole alpha, and false promotions add up; `--significance 1` is no test at all.
 
+**Sessions.** Where recordings name a [session](ground_truth.md#sessions), "recording" reads
+"session" on this page: the errors of one session are not independent, so their signs are flipped
+together, and looks, shares and the number needed count sessions. 15 recordings of five sessions
+that are alike promoted an equal model 20 % of the time counted by recording, 4 % by session.
+
 **Not promised.** Equal means alone are not enough: see the third table, in which the challenger's
 errors are of another shape (zero on two thirds of the recordings, three times the champion's on
 the rest). And whether a night is a look should not depend on the errors, but the threshold makes it

@@ -35,9 +35,11 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("files",),
     ("journal", "kept_tables"),
     ("training",),
-    ("cross_validation", "dask_cluster", "ground_truth"),
+    ("cross_validation", "dask_cluster", "ground_truth", "identity"),
+    ("known_recordings",),
+    ("intake",),
     ("registry.*",),
-    ("command_line", "cycle", "notices", "vouching"),
+    ("command_line", "cycle", "inventory", "notices", "vouching"),
     ("records", "recovery"),
     ("report.*",),
     ("recorder",),
@@ -48,8 +50,10 @@ ORDER: tuple[tuple[str, ...], ...] = (
 
 `NAME.*` is a package, whose modules may import each other as long as no circle comes of it.
 """
-HEAVY_ITSELF = f"{PACKAGE}.gate"
-"""Needs numpy for everything it does; so it is imported late, as numpy is."""
+HEAVY_THEMSELVES = tuple(
+    f"{PACKAGE}.{name}" for name in ("gate", "identity", "known_recordings", "intake")
+)
+"""Need numpy for everything they do; so they are imported late, as numpy is."""
 FOR_TYPES_ONLY = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 IMPORTING_CALLS = ("importlib.import_module", "import_module", "__import__")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -216,15 +220,16 @@ def upward_imports(imports: Sequence[Import]) -> list[Import]:
 def heavy_imports(imports: Sequence[Import], modules: Collection[str]) -> list[Import]:
     """Return what is imported with a module beyond Python's own library and the house's modules.
 
-    Left out is what may be heavy: the training module and the gate, which must be imported late.
+    Left out is what may be heavy, and must be imported late itself: `HEAVY_THEMSELVES` and the
+    training module.
     """
     return [
         one
         for one in imports
-        if one.importer not in (HEAVY_ITSELF, TRAINING_MODULE)
+        if one.importer not in (*HEAVY_THEMSELVES, TRAINING_MODULE)
         and not (one.function or one.for_types)
         and (
-            one.imported in (HEAVY_ITSELF, TRAINING_MODULE)
+            one.imported in (*HEAVY_THEMSELVES, TRAINING_MODULE)
             or (one.imported not in sys.stdlib_module_names and one.imported not in modules)
         )
     ]

@@ -47,6 +47,7 @@ import pipeline_orchestrator
 import register_first_model
 from retraining.errors import EXIT_TRY_LATER
 from retraining.journal import JOURNAL_NAME
+from retraining.known_recordings import FILE_NAME as RECORDINGS_NAME
 from retraining.notices import HEARTBEAT_NAME
 from retraining.recovery import NOTE_NAME
 
@@ -222,10 +223,10 @@ class Stage:
         for name in ("new_gts", "used_gts", "mlflow_server/artifacts"):
             shutil.rmtree(self.home / name)
             shutil.copytree(self.template / name, self.home / name)
-        for name in (NOTE_NAME, HEARTBEAT_NAME, JOURNAL_NAME):
+        for name in (NOTE_NAME, HEARTBEAT_NAME, JOURNAL_NAME, RECORDINGS_NAME):
             (self.home / name).unlink(missing_ok=True)
-        if (self.template / JOURNAL_NAME).exists():
-            shutil.copy2(self.template / JOURNAL_NAME, self.home)
+            if (self.template / name).exists():
+                shutil.copy2(self.template / name, self.home)
         (self.home.parent / "log.txt").write_bytes(b"")
         copy_database(self.template / DATABASE, self.home / DATABASE)
 

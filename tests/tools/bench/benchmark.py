@@ -5,7 +5,7 @@ the median of the pairs' ratios with their range.
 
 Usage::
 
-    python tests/tools/bench/benchmark.py [--report FILE]
+    python tests/tools/bench/benchmark.py [--only PART] [--report FILE]
 
 Takes the recordings of ../shared/gts, or synthetic ones where they are missing.
 """
@@ -47,7 +47,9 @@ from sample_gts import write_recordings
 import train_classification_model as module
 from retraining import cross_validation
 from retraining.cross_validation import Fitter, Reader, Recording, Resources, train
+from retraining.identity import Observations, observe
 from retraining.kept_tables import CACHE_FOLDER, KeptTables
+from retraining.known_recordings import KnownRecordings
 from retraining.settings import Settings
 from retraining.training import load_training_module
 
@@ -58,6 +60,7 @@ N_FOLDS, RANDOM_STATE = 5, 42
 N_RECORDINGS, N_NEW = 33, 15
 REPETITIONS = 7
 N_NAMES = 99_999
+N_KNOWN, N_BATCH = 10_000, 30
 GOLDEN_DIGITS = 1e-6
 STANDARD_LIBRARY = "import argparse, dataclasses, hashlib, json, logging, subprocess, tempfile"
 """What any program needs that has flags, a log, settings, and files that survive a power cut."""
@@ -249,11 +252,17 @@ def reading(paths: list[Path], home: Path) -> Iterator[Figure]:
         for path in paths:
             pd.read_csv(path)
 
+    def read_all() -> None:
+        for path in paths:
+            rows, _ = TRAINING.read(path, MAX_FILE_MB)
+            TRAINING.examples(rows)
+            observe(TRAINING, rows)
+
     yield compare(
-        f"reading {len(paths)} recordings, features included, to bare `read_csv`",
-        lambda: read(paths),
+        f"reading {len(paths)} recordings, features and identity included, to bare `read_csv`",
+        read_all,
         read_csv,
-        "8",
+        "7",
     )
     yield compare(
         "the same from kept tables, to bare `read_csv`",
@@ -264,6 +273,33 @@ def reading(paths: list[Path], home: Path) -> Iterator[Figure]:
         "the same and the rows to score, from kept tables, to bare `read_csv`",
         lambda: [reader.rows(one) for one in read(paths, tables)],
         read_csv,
+    )
+
+
+def known_recordings(folder: Path) -> Iterator[Figure]:
+    """Compare the comparison of a batch with all that a home knows with a `sleep`."""
+    random = np.random.default_rng(0)
+
+    def recording() -> Observations:
+        hashes = np.unique(random.integers(0, 2**64, random.integers(1500, 12_000), np.uint64))
+        digests = f"{hashes[0]:032x}", f"{hashes[1]:032x}"
+        return Observations(hashes, hashes, hashes, hashes > 0, *digests)
+
+    old = {f"{number:064x}": recording() for number in range(N_KNOWN)}
+    new = {f"{N_KNOWN + number:064x}": recording() for number in range(N_BATCH)}
+    known = KnownRecordings.of(folder, TRAINING)
+    known.add(old.items(), "bench")
+    known.add(new.items(), "bench")
+    known.save()
+
+    def look_up() -> None:
+        KnownRecordings.of(folder, TRAINING).common(new, [*old, *new])
+
+    yield compare(
+        f"comparing {N_BATCH} recordings with {N_KNOWN:,} known ones, their file read, to 0.3 s",
+        look_up,
+        lambda: time.sleep(0.3),
+        "1",
     )
 
 
@@ -469,21 +505,23 @@ def make_folders(folder: Path) -> tuple[dict[int, Path], str]:
     return folders, text
 
 
-def measure(folder: Path) -> tuple[list[Figure], str]:
-    """Return all figures, printing each as it comes."""
+def measure(folder: Path, only: str) -> tuple[list[Figure], str]:
+    """Return the figures of one part or of all, printing each as it comes."""
     folders, text = make_folders(folder)
     paths = recordings_in(folders[N_RECORDINGS])
     figures = []
-    for part in (
-        nights(folder),
-        reading(paths, folder),
-        generations(paths),
-        threads(paths),
-        cycles(paths, folder),
-        trainings(folders),
-        growing(folders),
-        final_fit(folders[max(folders)]),
-    ):
+    parts = {
+        "nights": nights(folder),
+        "reading": reading(paths, folder),
+        "known": known_recordings(folder),
+        "generations": generations(paths),
+        "threads": threads(paths),
+        "cycles": cycles(paths, folder),
+        "trainings": trainings(folders),
+        "growing": growing(folders),
+        "fit": final_fit(folders[max(folders)]),
+    }
+    for part in [parts[only]] if only else parts.values():
         for figure in part:
             print(figure.row(), flush=True)
             figures.append(figure)
@@ -494,6 +532,7 @@ def main() -> int:
     """Print the figures, and write them."""
     parser = argparse.ArgumentParser(description="Measure time and memory as ratios.")
     parser.add_argument("--report", type=Path)
+    parser.add_argument("--only", default="", metavar="PART", help="such as reading or known")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--n-jobs", type=int, default=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -502,7 +541,7 @@ def main() -> int:
         return 0
     began, load = time.monotonic(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="stem-bench-") as name:
-        figures, text = measure(Path(name))
+        figures, text = measure(Path(name), options.only)
     report = HEADER.format(
         date=datetime.date.today().isoformat(),
         machine=f"{platform.system()} {platform.machine()}",
