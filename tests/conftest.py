@@ -87,6 +87,10 @@ DOMAINS = {
 }
 both_modules = pytest.mark.parametrize("domain", list(DOMAINS), indirect=True)
 """The test runs with the default training module and with that of docs/own_model/."""
+both_modules_in_time = pytest.mark.parametrize(
+    "domain", ["stems", pytest.param("grain", marks=pytest.mark.slow)], indirect=True
+)
+"""The same; the second one among the slow tests."""
 
 
 def take_settings_away() -> None:
@@ -226,6 +230,59 @@ def train_small_models(patch: pytest.MonkeyPatch) -> None:
 def fast_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train small models in this process."""
     train_small_models(monkeypatch)
+
+
+class NoCharts:
+    """Stands in for `retraining.report.charts`: draws nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a constant, or what makes no figure, whatever it is given."""
+        from retraining.report import charts
+
+        found = getattr(charts, name)
+        return (lambda *_, **__: None) if callable(found) else found
+
+
+@pytest.fixture(autouse=True)
+def charts_where_they_matter(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leave charts out of the pages of tests that are not about pages: half of a cycle's time.
+
+    They are drawn in tests/report/ and in processes of their own.
+    """
+    if "report" in request.path.parts:
+        return
+    from retraining.report import page
+
+    monkeypatch.setattr(page, "charts", NoCharts())
+    monkeypatch.setattr(page, "_chart", lambda _n, _f, said, *_, **__: page.Paragraph(said))
+
+
+@pytest.fixture(scope="session")
+def history_of(
+    template_of: Callable[[Domain], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, Any]]:
+    """Give a maker of homes with a past, which is lived once and then copied.
+
+    Its arguments: the domain, a name, what happens in a home (and returns something), and where
+    the copy goes; it returns the copy and what was returned.
+    """
+    lived: dict[tuple[str, str], tuple[Path, Any]] = {}
+
+    def make(
+        domain: Domain, name: str, happen: Callable[[Path], Any], target: Path
+    ) -> tuple[Path, Any]:
+        key = domain.module_name, name
+        if key not in lived:
+            home = copy_home(template_of(domain), tmp_path_factory.mktemp("lived") / "home")
+            with pytest.MonkeyPatch.context() as patch:
+                train_small_models(patch)
+                lived[key] = home, happen(home)
+        home, result = lived[key]
+        return copy_home(home, target), result
+
+    return make
 
 
 def write_home(home: Path, domain: Domain) -> None:

@@ -225,6 +225,7 @@ class TestCluster:
         with pytest.raises(PipelineError, match=r"cannot train: .*is a symbolic link; put the"):
             train(cluster.settings(), paths[0].parent)
 
+    @pytest.mark.slow
     def test_workers_that_live_longer_than_a_run_compute_with_its_code(
         self,
         cluster: Cluster,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import both_modules, flags_of
+from conftest import both_modules_in_time, flags_of
 from relabel import relabel, save_again
 
 from pipeline_orchestrator import main, run_orchestrator
@@ -153,10 +153,19 @@ class TestMending:
     """The advice is followed to the letter in a real home."""
 
     @pytest.fixture
-    def noted(self, home: Path, settings_of: Callable[..., Any]) -> Path:
+    def noted(
+        self,
+        history_of: Callable[..., tuple[Path, Any]],
+        domain: Any,
+        settings_of: Callable[..., Any],
+        tmp_path: Path,
+    ) -> Path:
         """Give a home whose journal knows what arrived."""
-        run_orchestrator(settings_of(home, threshold=1000))
-        return home
+
+        def note(home: Path) -> None:
+            run_orchestrator(settings_of(home, threshold=1000))
+
+        return history_of(domain, "noted", note, tmp_path / "home")[0]
 
     def said(self, home: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
         """Return the exit status of `status`, and the lines of it that are about used_gts/."""
@@ -165,7 +174,7 @@ class TestMending:
         assert code == (1 if lines else 0)
         return lines
 
-    @both_modules
+    @both_modules_in_time
     @pytest.mark.parametrize("kind", ["lacking", "changed", "by hand", "corrected by hand"])
     def test_each_difference(
         self,

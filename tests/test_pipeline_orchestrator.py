@@ -24,6 +24,7 @@ from conftest import (
     ROOT,
     Domain,
     both_modules,
+    both_modules_in_time,
     copy_home,
     make_home,
     script,
@@ -49,6 +50,7 @@ from retraining.registry.stored_models import StoredModels
 from retraining.training import load_training_module
 
 SettingsOf = Callable[..., Any]
+History = Callable[..., tuple[Path, Any]]
 
 pytestmark = pytest.mark.usefixtures("fast_training")
 
@@ -256,10 +258,16 @@ class TestPromotion:
     """Steps 4 to 7."""
 
     @pytest.fixture
-    def promoted(self, home: Path, settings_of: SettingsOf) -> tuple[Path, Any, Any]:
+    def promoted(
+        self, history_of: History, domain: Domain, settings_of: SettingsOf, tmp_path: Path
+    ) -> tuple[Path, Any, Any]:
         """Give a home after a promotion, its settings and the result."""
-        settings = settings_of(home)
-        return home, settings, run_orchestrator(settings)
+
+        def promote(home: Path) -> Any:
+            return run_orchestrator(settings_of(home))
+
+        home, result = history_of(domain, "promoted", promote, tmp_path / "home")
+        return home, settings_of(home), result
 
     @both_modules
     def test_a_better_challenger_becomes_production(self, promoted: tuple[Path, Any, Any]) -> None:
@@ -639,7 +647,7 @@ class TestNoPromotion:
 class TestNoVerdict:
     """What cannot be compared is never promoted."""
 
-    @both_modules
+    @both_modules_in_time
     @pytest.mark.parametrize(
         ("spoil", "text"),
         [
@@ -678,7 +686,7 @@ class TestNoVerdict:
         assert contents(home / "new_gts") == before
         assert run_orchestrator(settings).outcome is Outcome.PROMOTED
 
-    @both_modules
+    @both_modules_in_time
     def test_a_used_recording_among_the_new_ones_is_a_leak(
         self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -690,7 +698,7 @@ class TestNoVerdict:
         assert result.outcome is Outcome.NOT_PROMOTED
         assert result.facts["verdict"]["reasons"] == ["TEST_LEAK"]
 
-    @both_modules
+    @both_modules_in_time
     def test_the_same_inputs_have_the_same_verdict(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -703,13 +711,18 @@ class TestProbation:
     """A new version meets its first new recordings beside the one that it replaced."""
 
     @pytest.fixture
-    def misled(self, home: Path, settings_of: SettingsOf) -> tuple[Path, Any]:
+    def misled(
+        self, history_of: History, domain: Domain, settings_of: SettingsOf, tmp_path: Path
+    ) -> tuple[Path, Any]:
         """Give a home whose version 2 learnt a batch that was labelled the wrong way round."""
-        settings = settings_of(home)
-        shutil.rmtree(home / "new_gts")
-        write_mislabelled(home / "new_gts", seed=2)
-        assert run_orchestrator(settings).outcome is Outcome.PROMOTED
-        return home, settings
+
+        def mislead(home: Path) -> None:
+            shutil.rmtree(home / "new_gts")
+            write_mislabelled(home / "new_gts", seed=2)
+            assert run_orchestrator(settings_of(home)).outcome is Outcome.PROMOTED
+
+        home, _ = history_of(domain, "misled", mislead, tmp_path / "home")
+        return home, settings_of(home)
 
     def test_the_better_predecessor_comes_back(
         self, misled: tuple[Path, Any], caplog: pytest.LogCaptureFixture
@@ -833,7 +846,7 @@ class TestKnownRecordings:
             content = cells(path.read_bytes()).to_csv(lineterminator=line_end).encode()
             (folder / f"again_{path.name}").write_bytes(content)
 
-    @both_modules
+    @both_modules_in_time
     def test_used_recordings_saved_again_are_no_news(
         self, domain: Domain, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -848,7 +861,7 @@ class TestKnownRecordings:
         assert result.message == f"waiting: 0 of {BATCH} new ground truth files"
         assert counts(settings) == before
 
-    @both_modules
+    @both_modules_in_time
     def test_copies_beside_new_recordings_change_no_number(
         self, domain: Domain, home: Path, settings_of: SettingsOf, tmp_path: Path
     ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BATCH, OLD_SEASON_FILES, both_modules, flags_of
+from conftest import BATCH, OLD_SEASON_FILES, both_modules_in_time, flags_of
 from relabel import relabel, save_again, sha256
 from sample_gts import write_recordings
 from test_pipeline_orchestrator import contents, counts, registry_of, snapshot
@@ -56,7 +56,7 @@ def manifest_of(settings: Any, number: int) -> dict[str, str]:
 class TestCorrections:
     """A corrected recording takes the place of the old one."""
 
-    @both_modules
+    @both_modules_in_time
     @each_verdict
     def test_it_takes_the_place_whatever_the_verdict(
         self,
@@ -86,7 +86,7 @@ class TestCorrections:
             assert sha256(kept) not in learnt
             assert len(learnt) == OLD_SEASON_FILES + BATCH
 
-    @both_modules
+    @both_modules_in_time
     def test_it_is_told_wherever_people_look(
         self,
         home: Path,
@@ -148,7 +148,7 @@ class TestCorrections:
         assert {*errors.index} == others & {*manifest_of(settings, 2)}
         assert len(errors) == OLD_SEASON_FILES + BATCH - 1
 
-    @both_modules
+    @both_modules_in_time
     def test_a_waiting_file_keeps_its_name_and_counts(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -194,7 +194,7 @@ def write_new(home: Path, seed: int) -> None:
 class TestParkedCorrections:
     """Whoever may drop files must not be able to turn the training data around."""
 
-    @both_modules
+    @both_modules_in_time
     def test_status_lists_them_with_a_command_that_works(
         self,
         home: Path,
@@ -224,13 +224,22 @@ class TestArchiveBeforeIntake:
     """What production has learnt is archived, never called a duplicate."""
 
     @pytest.fixture
-    def lost(self, home: Path, settings_of: SettingsOf) -> Path:
+    def lost(
+        self,
+        history_of: Callable[..., tuple[Path, Any]],
+        domain: Any,
+        settings_of: SettingsOf,
+        tmp_path: Path,
+    ) -> Path:
         """Give a home whose version 2 lost, with its files waiting."""
-        result = run_orchestrator(settings_of(home, min_improvement=90))
-        assert result.outcome is Outcome.NOT_PROMOTED
-        return home
 
-    @both_modules
+        def lose(home: Path) -> None:
+            result = run_orchestrator(settings_of(home, min_improvement=90))
+            assert result.outcome is Outcome.NOT_PROMOTED
+
+        return history_of(domain, "lost", lose, tmp_path / "home")[0]
+
+    @both_modules_in_time
     @pytest.mark.parametrize("how", ["bytes", "saved again"])
     def test_a_loser_that_was_promoted_by_hand(
         self, lost: Path, settings_of: SettingsOf, how: str
@@ -289,7 +298,7 @@ class TestArchiveBeforeIntake:
             by_hand = training.errors(champion.model, [rows])["error"].iloc[0]
             assert errors[sha256(path)] == by_hand
 
-    @both_modules
+    @both_modules_in_time
     def test_a_gone_file_comes_back_in_other_bytes(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -309,7 +318,7 @@ class TestArchiveBeforeIntake:
 class TestHardLinks:
     """Whoever dropped a file cannot change it once it is used."""
 
-    @both_modules
+    @both_modules_in_time
     def test_an_archived_file_has_an_inode_of_its_own(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -348,7 +357,7 @@ class TestDryRun:
         assert (home / "used_gts/old_04.csv").exists()
         return home
 
-    @both_modules
+    @both_modules_in_time
     def test_not_one_byte_changes_and_the_corrected_labels_are_trained_on(
         self, busy: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:

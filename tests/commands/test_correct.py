@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BATCH, both_modules
+from conftest import BATCH, both_modules_in_time
 from relabel import relabel, save_again, sha256
 from test_pipeline_orchestrator import contents, counts, snapshot
 
@@ -27,18 +27,26 @@ pytestmark = pytest.mark.usefixtures("fast_training")
 
 
 @pytest.fixture
-def parked(home: Path, settings_of: SettingsOf) -> Path:
+def parked(
+    history_of: Callable[..., tuple[Path, Any]],
+    domain: Any,
+    settings_of: SettingsOf,
+    tmp_path: Path,
+) -> Path:
     """Give a home with a correction in rejected/ that changes half of the labels."""
-    relabel(home / "used_gts/old_01.csv", home / "new_gts/again.csv", share=0.5)
-    run_orchestrator(settings_of(home, threshold=1000))
-    assert [one.name for one in rejected_files(settings_of(home))] == ["again.csv"]
-    return home
+
+    def park(home: Path) -> None:
+        relabel(home / "used_gts/old_01.csv", home / "new_gts/again.csv", share=0.5)
+        run_orchestrator(settings_of(home, threshold=1000))
+        assert [one.name for one in rejected_files(settings_of(home))] == ["again.csv"]
+
+    return history_of(domain, "parked", park, tmp_path / "home")[0]
 
 
 class TestCorrect:
     """`correct NAME...`."""
 
-    @both_modules
+    @both_modules_in_time
     def test_a_parked_one(self, parked: Path, settings_of: SettingsOf) -> None:
         """However many labels it changes; neither it nor its reason stays in rejected/."""
         settings = settings_of(parked, threshold=1000)
@@ -61,7 +69,7 @@ class TestCorrect:
         assert lineage(settings, "old_01.csv")["changes"][0].endswith(line)
         assert "again.csv" not in [one.name for one in run_orchestrator(settings).recordings]
 
-    @both_modules
+    @both_modules_in_time
     def test_a_file_of_new_gts(self, home: Path, settings_of: SettingsOf) -> None:
         """Without waiting for the night; the others stay where they are."""
         new = relabel(home / "used_gts/old_01.csv", home / "new_gts/old_01.csv", share=1)
@@ -72,7 +80,7 @@ class TestCorrect:
         waiting = sorted(path.name for path in (home / "new_gts").glob("old*"))
         assert waiting == ["old_02.csv"]
 
-    @both_modules
+    @both_modules_in_time
     @pytest.mark.parametrize("is_parked", [False, True], ids=["new", "parked"])
     def test_a_waiting_recording(
         self, home: Path, settings_of: SettingsOf, *, is_parked: bool

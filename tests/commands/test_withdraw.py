@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import BATCH, OLD_SEASON_FILES, Domain, both_modules, flags_of
+from conftest import BATCH, OLD_SEASON_FILES, Domain, both_modules_in_time, flags_of
 from relabel import relabel, save_again, sha256
 from test_pipeline_orchestrator import registry_of, snapshot
 from test_recorder import manifest_of
@@ -43,7 +43,7 @@ def take_out(settings: Any, *names: str, delete: bool = False, reason: str = "")
 class TestWithdraw:
     """`withdraw NAME...`."""
 
-    @both_modules
+    @both_modules_in_time
     def test_a_used_recording(self, home: Path, settings_of: SettingsOf) -> None:
         """Kept in withdrawn/; who learnt it is said; nobody has to look at `status`."""
         content = (home / "used_gts/old_01.csv").read_bytes()
@@ -61,7 +61,7 @@ class TestWithdraw:
         assert state["training_data"] == ["production learnt old_01.csv, withdrawn since"]
         assert (state["problems"], state["unfinished"]) == ([], None)
 
-    @both_modules
+    @both_modules_in_time
     def test_a_waiting_recording(self, home: Path, settings_of: SettingsOf) -> None:
         """No version learnt it; the batch has one less."""
         settings = settings_of(home, threshold=1000, min_new_files=1)
@@ -90,7 +90,7 @@ class TestWithdraw:
         with pytest.raises(PipelineError, match="nothing is withdrawn as old_01.csv; .* none"):
             undo(settings_of(home), ["old_01.csv"])
 
-    @both_modules
+    @both_modules_in_time
     def test_a_gone_file_that_production_learnt(self, home: Path, settings_of: SettingsOf) -> None:
         """What `status` advises, word by word: the problem is none any more."""
         gone = home / "used_gts/old_01.csv"
@@ -156,7 +156,7 @@ class TestWithdraw:
 class TestRefusedAtIntake:
     """A withdrawn recording does not come back by accident."""
 
-    @both_modules
+    @both_modules_in_time
     @pytest.mark.parametrize("delete", [False, True], ids=["kept", "deleted"])
     def test_every_form_of_it_and_the_advice_works(
         self, home: Path, settings_of: SettingsOf, domain: Domain, *, delete: bool
@@ -217,7 +217,7 @@ class TestRefusedAtIntake:
 class TestDelete:
     """`withdraw NAME --delete`."""
 
-    @both_modules
+    @both_modules_in_time
     @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "later"])
     def test_nothing_but_digests_and_a_sketch_is_left(
         self, home: Path, settings_of: SettingsOf, *, at_once: bool
@@ -248,7 +248,7 @@ class TestDelete:
         (entry,) = Journal(home).read().withdrawn().values()
         assert entry.reason == ("" if at_once else "no consent")
 
-    @both_modules
+    @both_modules_in_time
     def test_its_sketch_is_enough_if_the_home_loses_what_it_knows(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -266,7 +266,7 @@ class TestDelete:
 class TestUndo:
     """`withdraw --undo NAME`."""
 
-    @both_modules
+    @both_modules_in_time
     @pytest.mark.parametrize("name", ["used_gts/old_01.csv", "new_gts/new_01.csv"])
     def test_the_file_returns_to_where_it_lay(
         self, home: Path, settings_of: SettingsOf, name: str
@@ -290,7 +290,7 @@ class TestUndo:
         assert one["place"] == "new_gts/new_01-1.csv"
         assert (home / one["place"]).is_file()
 
-    @both_modules
+    @both_modules_in_time
     def test_one_of_which_the_journal_is_lost(self, home: Path, settings_of: SettingsOf) -> None:
         """What lies in withdrawn/ is withdrawn: explained, refused, and can be taken back."""
         settings = settings_of(home, threshold=1000)
@@ -323,7 +323,7 @@ class TestUndo:
 class TestWithoutIt:
     """The next version is trained without a withdrawn recording."""
 
-    @both_modules
+    @both_modules_in_time
     def test_run_retrain_trains_and_judges_although_production_is_healthy(
         self, home: Path, settings_of: SettingsOf, domain: Domain
     ) -> None:
