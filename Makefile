@@ -27,7 +27,7 @@ test: $(VENV)/.development ## set everything up and run the tests, the slow ones
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.development ## the long proofs only: crashes, outages, error rates
-	$(BIN)/python -m pytest -m slow -s
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 gate-simulation: $(VENV)/.development ## error rates and power of the gate; the result goes to docs/gate.md
 	$(BIN)/python tests/tools/gate_simulation.py --repetitions 2000 --report docs/gate.md

@@ -24,7 +24,9 @@ SKETCH_SIZE = 448
 DIGEST_CHARACTERS = 32
 SIGNIFICANT_DIGITS = 2
 """Of numbers where the module does not say what tells recordings apart; never coarser than 1."""
+NAN = np.array(np.nan).view(np.uint64)[()]
 MISSING_TEXT = np.uint64(0x9E3779B97F4A7C15)
+"""The bits of what is missing."""
 AMBIGUOUS = np.uint64(0)
 
 
@@ -139,13 +141,16 @@ def observe(training: Training, rows: pd.DataFrame) -> Observations:
         As `Training.parse` returned them.
     """
     seen = training.identity(rows)
-    nothing_seen = seen.isna().all(axis=1)
-    if nothing_seen.any():
-        seen = seen[~nothing_seen]
+    bits = [_bits(seen[name]) for name in seen]
+    is_missing = [(one == NAN) | (one == MISSING_TEXT) for one in bits]
+    something = ~np.logical_and.reduce([np.ones(len(seen), dtype=bool), *is_missing])
+    if not something.all():
+        seen, bits = seen[something], [one[something] for one in bits]
     seen_rows = rows if len(seen) == len(rows) else rows.loc[seen.index]
     labels = _hashes(seen_rows, sorted(training.label_columns(rows)))
-    exact = _hashes(seen, seen.columns)
-    hashes = exact if training.has_identity else _hashes(seen, seen.columns, exact=False)
+    exact = hashes = _mixed(bits)
+    if not training.has_identity:
+        hashes = _hashes(seen, seen.columns, exact=False)
     objects = np.arange(len(seen))
     if training.object_column in rows:
         objects = seen_rows[training.object_column].to_numpy()
@@ -198,7 +203,7 @@ def _hashes(table: pd.DataFrame, columns: Iterable[str], *, exact: bool = True) 
     return _mixed(bits or [np.zeros(len(table), dtype=np.uint64)])
 
 
-def _bits(column: pd.Series, *, exact: bool) -> np.ndarray:
+def _bits(column: pd.Series, *, exact: bool = True) -> np.ndarray:
     """Return 64 bits for each value; equal values have equal ones, however they are kept."""
     import pandas as pd
 
@@ -206,9 +211,9 @@ def _bits(column: pd.Series, *, exact: bool) -> np.ndarray:
         numbers = column.to_numpy(dtype=float, na_value=np.nan)
         if not exact:
             numbers = _first_digits(numbers)
-        numbers = numbers + 0.0  # there is but one zero
-        numbers[np.isnan(numbers)] = np.nan
-        return numbers.view(np.uint64)
+        found = (numbers + 0.0).view(np.uint64)  # there is but one zero
+        found[np.isnan(numbers)] = NAN
+        return found
     codes, values = pd.factorize(column.astype(object))
     texts = [hashlib.sha256(str(one).encode(errors="replace")).digest()[:8] for one in values]
     table = np.append(np.frombuffer(b"".join(texts), dtype="<u8"), MISSING_TEXT)

@@ -165,6 +165,7 @@ class TestCluster:
         """Bit for bit."""
         assert_equal(trained_here, train(cluster.settings(), recordings), recordings)
 
+    @pytest.mark.slow
     def test_a_killed_worker_costs_only_time(
         self,
         cluster: Cluster,
@@ -190,6 +191,7 @@ class TestCluster:
             train(cluster.settings(), recordings)
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
+    @pytest.mark.slow
     def test_packages_are_compared_again_after_the_training(
         self, cluster: Cluster, recordings: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

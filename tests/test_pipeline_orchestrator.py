@@ -135,7 +135,7 @@ class TestTrigger:
         assert (home / "new_gts/rejected" / bad.name).read_text() == "object_id,frames\n1,2\n"
         assert counts(settings_of(home)) == (2, 1)
 
-    @both_modules
+    @both_modules_in_time
     def test_a_copy_of_a_used_recording_is_refused_as_a_duplicate(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -147,7 +147,7 @@ class TestTrigger:
         assert "duplicate" in reason
         assert f"delete it: used_gts/{used.name} holds the same bytes" in reason
 
-    @both_modules
+    @both_modules_in_time
     def test_the_only_copy_of_a_used_recording_is_archived(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -281,7 +281,7 @@ class TestPromotion:
         assert not (home / ".pipeline_state.json").exists()
         assert list(home.glob(".training-*")) == []
 
-    @both_modules
+    @both_modules_in_time
     def test_the_second_run_changes_nothing(self, promoted: tuple[Path, Any, Any]) -> None:
         """No file, run or version is new."""
         home, settings, _ = promoted
@@ -289,7 +289,7 @@ class TestPromotion:
         assert run_orchestrator(settings).outcome is Outcome.WAITING
         assert (contents(home / "used_gts"), counts(settings)) == (before, runs_before)
 
-    @both_modules
+    @both_modules_in_time
     def test_the_version_tells_why(self, promoted: tuple[Path, Any, Any]) -> None:
         """Verdict, manifest and digests stand on the version, the details beside its run."""
         home, settings, result = promoted
@@ -515,7 +515,7 @@ class TestDecide:
 class TestNoPromotion:
     """A challenger that is not better."""
 
-    @both_modules
+    @both_modules_in_time
     def test_a_loser_stays_a_challenger(self, home: Path, settings_of: SettingsOf) -> None:
         """Registered with its verdict, files stay, production stays; then nothing is repeated."""
         settings = settings_of(home, min_improvement=90)
@@ -557,6 +557,7 @@ class TestNoPromotion:
         assert "a gain of this size needs about" in result.message
         assert result.message.count(" sessions") >= 2
 
+    @pytest.mark.slow
     def test_a_new_recording_asks_again(self, home: Path, settings_of: SettingsOf) -> None:
         """More evidence: the batch is another one; the second look has a smaller share."""
         settings = settings_of(home, min_improvement=90)
@@ -1074,7 +1075,7 @@ def recorder(home: Path) -> tuple[str, Callable[[], list[dict[str, Any]]]]:
 class TestNotifications:
     """The operator's commands."""
 
-    @both_modules
+    @both_modules_in_time
     def test_a_change_is_told_even_after_a_crash(
         self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:

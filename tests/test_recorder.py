@@ -125,6 +125,7 @@ class TestCorrections:
         (note,) = json.loads(capsys.readouterr().out)["notes"]
         assert note.startswith("corrected: again.csv takes the place of used_gts/old_01.csv, ")
 
+    @pytest.mark.slow
     def test_its_old_error_is_no_proof_that_nothing_was_forgotten(
         self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -105,6 +105,7 @@ class TestRegistration:
         production = open_registry(settings).production
         assert (production.number(), production.previous_number()) == (2, 1)
 
+    @pytest.mark.slow
     def test_a_first_generation_forest_is_wrapped(
         self, unregistered: Path, settings_of: SettingsOf, fast_training: None
     ) -> None:

@@ -44,6 +44,7 @@ def fields_of(outcome: str) -> set[str]:
     return promised
 
 
+@pytest.mark.slow
 def test_every_outcome_prints_what_is_documented(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ class TestPage:
         reader = read_page(make_facts(missing={"changed": ValueError(HOSTILE)}))
         assert r"ValueError: <script>alert('x')</script>\n" in reader.text
 
+    @pytest.mark.slow
     def test_a_large_cycle_stays_small(self) -> None:
         """A thousand recordings, batches and features: tables are cut and say so."""
         names = [f"a_rather_long_name_of_a_recording_{i}.csv" for i in range(1000)]
