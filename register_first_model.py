@@ -216,9 +216,9 @@ def _manifest(
     settings: Settings, training: Training, trained: TrainedModel, hashes: Mapping[str, str]
 ) -> Manifest:
     """Return what a model was trained on; the home knows these recordings from now on."""
-    from retraining.intake import known_by_home
+    from retraining.intake import known_files
 
-    known = known_by_home(settings, training)
+    known = known_files(settings, training, [settings.used_gts / name for name in hashes])
     known.save()
     return Manifest.of(hashes, trained.row_counts, known.identity)
 

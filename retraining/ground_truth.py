@@ -302,7 +302,7 @@ def _forget(settings: Settings, entry: Withdrawn) -> None:
                 (settings.replaced_gts / name).unlink()
         sync_folder(settings.replaced_gts)
     tables = KeptTables(settings.home / CACHE_FOLDER, maker="", max_mb=settings.cache_mb)
-    for sha256 in (entry.sha256, *entry.earlier):
+    for sha256 in entry.contents:
         tables.forget(sha256)
 
 
@@ -374,7 +374,7 @@ def left_the_training_data(settings: Settings, memory: Memory) -> set[str]:
     """Return the contents that were corrected since, and those of withdrawn recordings."""
     hold, today = withdrawn_recordings(settings, memory), contents_today(memory)
     gone = {sha256 for sha256, now in today.items() if now != sha256}
-    return gone | {sha256 for one in hold.values() for sha256 in (one.sha256, *one.earlier)}
+    return gone | {sha256 for one in hold.values() for sha256 in one.contents}
 
 
 def _holds(path: Path, sha256: str) -> bool:

@@ -133,15 +133,10 @@ class _Read:
     def name(self) -> str:
         return self.path.name
 
-    @property
-    def shown_name(self) -> str:
-        """Its name, with the folder of one that was parked."""
-        return _shown_name(self.path)
 
-
-def _shown_name(path: Path) -> str:
-    folder = path.parent.name
-    return f"{folder}/{path.name}" if folder == "rejected" else path.name
+def _shown_name(settings: Settings, path: Path) -> str:
+    """Return the name of a file, with the folder of one that was parked."""
+    return str(path.relative_to(settings.new_gts))
 
 
 # --- What there is to compare with ---
@@ -276,20 +271,6 @@ def take_in(
     )
 
 
-def known_by_home(
-    settings: Settings, training: Training, more: Iterable[Path] = ()
-) -> KnownRecordings:
-    """Return the recordings that a home knows, all of used_gts/ among them.
-
-    Parameters
-    ----------
-    more
-        Other files to be known.
-    """
-    used = [settings.used_gts / name for name in hashes_in(settings.used_gts).values()]
-    return known_files(settings, training, [*used, *more])
-
-
 def known_files(settings: Settings, training: Training, paths: Iterable[Path]) -> KnownRecordings:
     """Return the recordings that a home knows, and some files."""
     known = KnownRecordings.of(settings.home, training)
@@ -359,7 +340,7 @@ def _read(house: _House, paths: Sequence[Path]) -> tuple[list[_Read], list[Refus
     refusals: list[Refusal] = []
     n_rows = 0
     for path in paths:
-        name = _shown_name(path)
+        name = _shown_name(settings, path)
         problem = _problem_of_name(path.name)
         if problem:
             refusals.append(Refusal(name, f"has a name {problem}", "rename it"))
@@ -613,7 +594,10 @@ class _Sorter:
         self.names[one.sha256] = one.name
 
     def _refuse(self, one: _Read, what: str, remedy: str) -> None:
-        self.refusals.append(Refusal(one.shown_name, what, remedy, KNOWN))
+        self.refusals.append(Refusal(self._shown_name(one), what, remedy, KNOWN))
+
+    def _shown_name(self, one: _Read) -> str:
+        return _shown_name(self.house.settings, one.path)
 
     def _refuse_withdrawn(self, one: _Read, entry: Withdrawn) -> None:
         why = f" ({entry.reason})" if entry.reason else ""
@@ -628,7 +612,7 @@ class _Sorter:
         folder = self.house.settings.rejected_gts
         name = path.name if path.parent == folder else free_name(path.name, folder)
         command = f"python pipeline_orchestrator.py correct {shlex.quote(name)}"
-        shown = _shown_name(path)
+        shown = _shown_name(self.house.settings, path)
         self.refusals.append(Refusal(shown, what, f"if it is right: {command}", PARKED))
 
     def _replace(self, one: _Read, pair: Pair, reason: str) -> None:
@@ -717,7 +701,7 @@ class _Sorter:
         """Refuse files with the very bytes of another one, and say where that one will be."""
         parked = {one.name for one in self.refusals}
         for one in read:
-            stays = self._is_at_hand(one.sha256) and one.shown_name not in parked
+            stays = self._is_at_hand(one.sha256) and self._shown_name(one) not in parked
             for name in one.copies:
                 if stays:
                     self.refusals.append(_same_bytes(name, self._where(one.sha256)))
@@ -786,5 +770,8 @@ def _arrivals(house: _House, read: Sequence[_Read], sorter: _Sorter) -> Iterable
             yield Arrival(sha256, house.known.identity(sha256), name, at)
     refused = {one.name for one in sorter.refusals}
     for one in read:
-        if one.sha256 not in sorter.arrived and one.shown_name not in refused:
+        if (
+            one.sha256 not in sorter.arrived
+            and _shown_name(house.settings, one.path) not in refused
+        ):
             yield Arrival(one.sha256, house.known.identity(one.sha256), one.name, at)

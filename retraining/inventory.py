@@ -50,7 +50,7 @@ def take_inventory(settings: Settings, manifest: Manifest, memory: Memory) -> In
     gone = {sha256: name for sha256, name in learnt.items() if sha256 not in used}
     waiting = hashes_in(settings.new_gts) if gone else {}
     hold, today = withdrawn_recordings(settings, memory), contents_today(memory)
-    withdrawn = {sha256 for one in hold.values() for sha256 in (one.sha256, *one.earlier)}
+    withdrawn = {sha256 for one in hold.values() for sha256 in one.contents}
     copies = {one.old_sha256 for one in memory.all(Replaced) if one.reason == COPY}
     found: dict[str, list[str]] = {}
     for sha256, name in gone.items():

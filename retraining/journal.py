@@ -159,6 +159,11 @@ class Withdrawn(Entry):
     who: str
     at: str
 
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """All that the recording ever was."""
+        return (self.sha256, *self.earlier)
+
 
 @dataclass(frozen=True)
 class WithdrawalUndone(Entry):

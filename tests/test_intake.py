@@ -63,6 +63,12 @@ from retraining.training import Training, load_training_module
 DAY_SECONDS = 86_400
 
 
+def known_in(settings: Settings, training: Any) -> KnownRecordings:
+    """Return what a home knows, all of used_gts/ among it."""
+    paths = [settings.used_gts / name for name in waiting_names(settings.used_gts)]
+    return intake.known_files(settings, training, paths)
+
+
 @dataclass
 class Place:
     """A home without a registry: folders, what it knows and what it remembers.
@@ -141,14 +147,14 @@ class Place:
     def lose_files(self) -> None:
         """Let production have learnt what used_gts/ holds, and lose the files."""
         names = ground_truth.hashes_in(self.settings.used_gts)
-        known = intake.known_by_home(self.settings, self.training)
+        known = known_in(self.settings, self.training)
         known.save()
         self.learnt = Learnt(names)
         self.empty(self.settings.used_gts)
 
     def withdraw_all(self, *, forget: bool) -> None:
         """Withdraw and delete all files; `forget` also what the home knows of recordings."""
-        known = intake.known_by_home(self.settings, self.training)
+        known = known_in(self.settings, self.training)
         entries = []
         for sha256, name in ground_truth.hashes_in(self.settings.used_gts).items():
             row = known.row(sha256)
@@ -503,7 +509,7 @@ class TestSavedAgain:
         place = make_place(tmp_path / "home")
         contents = real_recordings(shared_folder)
         place.use(contents)
-        intake.known_by_home(place.settings, place.training).save()
+        known_in(place.settings, place.training).save()
         if where == "gone":
             place.lose_files()
         n_told = 0
@@ -600,7 +606,7 @@ class TestComposed:
         place = make_place(tmp_path_factory.mktemp("composed") / "home", domain_name)
         contents = few_of(domain_name)
         place.use(contents)
-        intake.known_by_home(place.settings, place.training).save()
+        known_in(place.settings, place.training).save()
 
         @given(ways=composed(domain_name), name=st.sampled_from(sorted(contents)))
         @hypothesis_settings(
@@ -640,11 +646,8 @@ class TestDifferentRecordings:
         place = make_place(tmp_path / "home")
         contents = real_recordings(shared_folder)
         assert place.become(contents) == dict.fromkeys(contents, NEW)
-        known = intake.known_by_home(
-            place.settings,
-            place.training,
-            [place.drop(name, content) for name, content in contents.items()],
-        )
+        paths = [place.drop(name, content) for name, content in contents.items()]
+        known = intake.known_files(place.settings, place.training, paths)
         shas = [hash_bytes(content) for content in contents.values()]
         assert max(pair.containment for pair in known.pairs(shas, shas, least=0.0)) < 0.05
 

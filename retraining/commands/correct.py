@@ -45,11 +45,12 @@ def correct(settings: Settings, names: Sequence[str]) -> list[str]:
     with exclusive_lock(settings, "correct"):
         recovery.tidy(settings)
         from retraining import intake
+        from retraining.known_recordings import KnownRecordings
 
         paths = [_find(settings, name) for name in dict.fromkeys(names)]
         registry, training = open_registry(settings), load_training_module(settings)
         journal = Journal(settings.home)
-        known = intake.known_by_home(settings, training)
+        known = KnownRecordings.of(settings.home, training)
         learnt = registry.versions.manifest(registry.production.champion()).names
         found = intake.take_in(
             settings, training, known, journal.read(), intake.Learnt(learnt), stood_for=paths

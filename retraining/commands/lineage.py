@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from retraining import records
 from retraining.command_line import Command, print_result
-from retraining.errors import EXIT_DONE, PipelineError, TryLaterError
+from retraining.errors import EXIT_DONE, PipelineError
 from retraining.files import hash_file
 from retraining.journal import Journal, Memory, Replaced, WithdrawalUndone, Withdrawn
 from retraining.registry import open_registry
 from retraining.settings import Settings, check_home
 from retraining.text import as_local_time, moment
-
-logger = logging.getLogger("pipeline")
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -59,16 +56,11 @@ def lineage(settings: Settings, file: str) -> dict[str, Any]:
     registry = open_registry(settings)
     before = memory.earlier_contents(sha256)
     versions, older, other, unknown = [], [], [], []
-    for version in registry.versions.all():
-        try:
-            names = registry.versions.manifest(version).names
-        except TryLaterError:
-            raise
-        except PipelineError as error:
-            logger.warning("%s", error)
+    for version, manifest in registry.versions.manifests():
+        names = manifest.names if manifest else {}
+        if manifest is None:
             unknown.append(version.number)
-            continue
-        if sha256 in names:
+        elif sha256 in names:
             at = as_local_time(version.created_ms / 1000)
             alias = registry.production.alias_of(version.number)
             learnt = {"version": version.number, "name": names[sha256], "at": at, "alias": alias}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from retraining import ground_truth, recovery
 from retraining.command_line import Command, print_result
-from retraining.errors import EXIT_DONE, PipelineError, TryLaterError
+from retraining.errors import EXIT_DONE, PipelineError
 from retraining.files import exclusive_lock, free_name, hash_file
 from retraining.journal import Journal, WithdrawalUndone, Withdrawn, who
 from retraining.registry import Registry, open_registry
@@ -21,8 +20,6 @@ from retraining.registry.facts import NotInRegistry
 from retraining.settings import Settings, check_home
 from retraining.text import now
 from retraining.training import load_training_module
-
-logger = logging.getLogger("pipeline")
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +71,7 @@ def withdraw(
     check_home(settings)
     with exclusive_lock(settings, "withdraw"):
         recovery.tidy(settings)
-        from retraining.intake import known_by_home
+        from retraining.intake import known_files
 
         memory = Journal(settings.home).read()
         training = load_training_module(settings)
@@ -83,8 +80,7 @@ def withdraw(
         withdrawn = ground_truth.withdrawn_recordings(settings, memory)
         house = _House(settings, learnt, withdrawn, delete)
         found = {one.sha256: one for one in map(house.find, names)}
-        waiting = [one.path for one in found.values() if one.folder == settings.new_gts.name]
-        known = known_by_home(settings, training, waiting)
+        known = known_files(settings, training, [one.path for one in found.values() if one.folder])
         entries: list[Withdrawn] = []
         for sha256, one in found.items():
             row = known.row(sha256)
@@ -130,20 +126,17 @@ def withdraw(
 
 def _manifests(settings: Settings) -> tuple[dict[int, Mapping[str, str]], int | None]:
     """Return version -> (SHA-256 -> name), and which one is production."""
-    manifests: dict[int, Mapping[str, str]] = {}
     registry: Registry | None = None
     with contextlib.suppress(NotInRegistry):
         if settings.database is None or settings.database.exists():
             registry = open_registry(settings)
     if registry is None or not registry.versions.model_exists():
         return {}, None
-    for version in registry.versions.all():
-        try:
-            manifests[version.number] = registry.versions.manifest(version).names
-        except TryLaterError:
-            raise
-        except PipelineError as error:
-            logger.warning("what version %d learnt is not known: %s", version.number, error)
+    manifests: dict[int, Mapping[str, str]] = {
+        version.number: manifest.names
+        for version, manifest in registry.versions.manifests()
+        if manifest
+    }
     return manifests, registry.production.number()
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from retraining.errors import PipelineError, TryLaterError
 from retraining.files import hash_bytes
 from retraining.registry.facts import (
     MANIFEST_FILE,
@@ -112,6 +113,21 @@ class Versions:
         if expected and hash_bytes(content) != expected:
             raise damaged(source, MANIFEST_FILE, "is not the one that was registered")
         return Manifest.from_bytes(content, source)
+
+    def manifests(self) -> Iterator[tuple[RegisteredVersion, Manifest | None]]:
+        """Give every version, the newest first, with what it was trained on.
+
+        None, and a warning, where that is missing or was changed.
+        """
+        for version in self.all():
+            try:
+                manifest = self.manifest(version)
+            except TryLaterError:
+                raise
+            except PipelineError as error:
+                logger.warning("%s", error)
+                manifest = None
+            yield version, manifest
 
     def out_of_fold_errors(
         self, version: RegisteredVersion, training: Training
