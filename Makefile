@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOME_FOLDER ?= .
 PORT ?= 5000
 
-.PHONY: help contract-table figures demo test test-slow bench gate-simulation real-splits screenshots crash-sweep outage-sweep check lint format server clean
+.PHONY: help contract-table figures demo test test-slow bench life-simulation real-splits drift-halves screenshots crash-sweep outage-sweep check lint format server clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -29,11 +29,14 @@ test: $(VENV)/.development ## set everything up and run the tests, the slow ones
 test-slow: $(VENV)/.development ## the long proofs only: crashes, outages, error rates
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
-gate-simulation: $(VENV)/.development ## error rates and power of the gate; the result goes to docs/gate.md
-	$(BIN)/python tests/tools/gate_simulation.py --repetitions 2000 --report docs/gate.md
+life-simulation: $(VENV)/.development ## whole lives of production under each policy of the gate; the result goes to docs/gate.md (half an hour)
+	$(BIN)/python tests/tools/life_simulation.py --lives 1000 --report docs/gate.md
 
 real-splits: $(VENV)/.development ## the gate's verdicts on real models; the result goes to docs/real_splits.md
 	$(BIN)/python tests/tools/real_splits.py --report docs/real_splits.md
+
+drift-halves: $(VENV)/.development ## how often chance looks like a change of the data; the result goes to docs/drift_halves.md
+	$(BIN)/python tests/tools/drift_halves.py --report docs/drift_halves.md
 
 bench: $(VENV)/.development ## time and memory as ratios measured side by side; the result goes to docs/benchmarks.md
 	$(BIN)/python tests/tools/bench/benchmark.py --report docs/benchmarks.md

@@ -30,11 +30,12 @@ from typing import TYPE_CHECKING, Any
 
 from retraining import command_line, dask_cluster, ground_truth, records
 from retraining.command_line import Command, print_result
-from retraining.commands import COMMANDS
+from retraining.commands import COMMANDS, replay
 from retraining.cycle import Batch, Challenger, Champion, Cycle, CycleResult, Monitoring, Probation
 from retraining.errors import EXIT_DONE, PipelineError, TryLaterError
 from retraining.files import waiting_names
 from retraining.journal import Journal
+from retraining.looks import Past
 from retraining.recorder import DryRun, Recorder
 from retraining.registry import Registry, open_registry
 from retraining.registry.facts import TAG_MODULE, Manifest
@@ -108,13 +109,15 @@ def load_champion(registry: Registry, training: Training) -> Champion:
     return Champion(version, model, registry.versions.manifest(version))
 
 
-def monitor(training: Training, champion: Champion, batch: Batch) -> Monitoring:
-    """Score the production model on the new recordings."""
-    from retraining import gate
+def monitor(training: Training, champion: Champion, batch: Batch, decided: Batch) -> Monitoring:
+    """Score the production model on the new recordings, of which the newest decide."""
+    from retraining.resampling import mean_interval
 
     errors = _score(training, champion.model, batch)
-    low, high = gate.mean_interval(errors[ERROR], _sessions(batch, errors))
-    return Monitoring(errors, float(errors[ERROR].mean()), low, high)
+    decisive = errors[ERROR].loc[decided.names]
+    low, high = mean_interval(decisive, _sessions(decided, decisive), at_least=0.0)
+    mean, mean_of_all = float(decisive.mean()), float(errors[ERROR].mean())
+    return Monitoring(errors, mean, low, high, mean_of_all)
 
 
 def end_probation(cycle: Cycle) -> Probation | None:
@@ -221,25 +224,45 @@ def _train(cycle: Cycle, recorder: Recorder) -> tuple[TrainedModel, Manifest]:
 
 
 def compare(cycle: Cycle, challenger: Challenger) -> Verdict:
-    """Judge both models on the same recordings, none of which either was trained on."""
+    """Judge both models on the same recordings, none of which either was trained on.
+
+    The newest ones are compared; all others tell whether the challenger forgets.
+    """
     import pandas as pd
 
     settings, champion, held_out = cycle.settings, cycle.champion, challenger.out_of_fold
-    hashes = cycle.batch.hashes
-    new = {name: hashes[name] for name in cycle.errors.index if hashes[name] in held_out}
-    used = champion_on_used(cycle, challenger)
+    window, decided, hashes = cycle.window, cycle.decided.names, cycle.batch.hashes
+    new = {name: hashes[name] for name in window.names if hashes[name] in held_out}
+    used = champion_on_others(cycle, challenger)
     learnt = champion.manifest.names
     return _judge(
         cycle,
-        cycle.batch,
+        window,
         pd.Series([held_out[sha256] for sha256 in new.values()], index=list(new), dtype=float),
-        earlier_looks=cycle.registry.judgements.earlier_looks(champion.version),
-        peeking=settings.peeking,
+        threshold=cycle.threshold,
+        decided=[name in decided for name in window.names],
+        decide=settings.decide,
+        repeated_looks=cycle.past.repeated_looks(
+            champion.number, challenger.manifest.digest, cycle.question, window.recordings
+        ),
         max_regression=settings.max_regression,
         used_errors=(used.to_numpy(), used.index.map(held_out).to_numpy()) if len(used) else None,
         used_sessions=[challenger.sessions[sha256] for sha256 in used.index],
         n_leaked=sum(one.was_learnt_as(learnt) for one in cycle.batch.files),
+        nights=[one.night for one in window.files],
+        window=settings.window,
+        recordings_a_night=cycle.batch.a_night,
     )
+
+
+def champion_on_others(cycle: Cycle, challenger: Challenger) -> pd.Series[float]:
+    """Return the champion's honest errors on all recordings outside the window, by SHA-256."""
+    import pandas as pd
+
+    compared = cycle.window.names
+    older = {one.sha256: one.name for one in cycle.batch.files if one.name not in compared}
+    errors = cycle.errors[ERROR].loc[[*older.values()]].set_axis([*older])
+    return pd.concat([champion_on_used(cycle, challenger), errors]).astype(float)
 
 
 def champion_on_used(cycle: Cycle, challenger: Challenger) -> pd.Series[float]:
@@ -267,11 +290,12 @@ def champion_on_used(cycle: Cycle, challenger: Challenger) -> pd.Series[float]:
 
 def _judge(cycle: Cycle, batch: Batch, rival_errors: pd.Series[float], **limits: Any) -> Verdict:
     """Ask the gate about a batch; where it cannot compare there is no promotion, but an error."""
-    from retraining import gate
+    from retraining.gate import judge
+    from retraining.resampling import NoVerdict
 
-    errors = cycle.errors[ERROR].loc[[one.name for one in batch.files]]
+    errors = cycle.errors[ERROR].loc[batch.names]
     try:
-        return gate.judge(
+        return judge(
             errors,
             rival_errors.reindex(errors.index.intersection(rival_errors.index)),
             sessions=_sessions(batch, errors),
@@ -281,7 +305,7 @@ def _judge(cycle: Cycle, batch: Batch, rival_errors: pd.Series[float], **limits:
             unit=cycle.unit,
             **limits,
         )
-    except gate.NoVerdict as error:
+    except NoVerdict as error:
         raise PipelineError(
             f"no verdict, production stays version {cycle.champion.number}: {error}; "
             "look at what the training module returned"
@@ -389,15 +413,15 @@ def _cycle(cycle: Cycle, recorder: Recorder, *, force: bool, anyway: bool) -> Cy
     if len(batch.files) < _fewest(settings, anyway=anyway):
         return records.waiting(settings, len(batch.files), anyway=anyway)
     # The same question is not answered, and paid for, every night.
-    cycle.lost_batches = cycle.registry.judgements.lost_batches(champion.version)
-    earlier = "" if force or anyway else cycle.registry.judgements.before(cycle.question)
-    if earlier:
+    cycle.past = Past.of(Journal(settings.home).read(), settings.model_name)
+    earlier = cycle.past.answer(champion.number, cycle.question, batch.recordings)
+    if earlier and not (force or anyway):
         return records.already_judged(cycle, earlier)
 
     recorder.step("2. monitor: version %d on %d recordings", champion.number, len(batch.files))
     for name, note in batch.data_quality.items():
         logger.warning("data quality: %s: %s", printable(name), printable(note))
-    monitoring = cycle.monitoring = monitor(cycle.training, champion, batch)
+    monitoring = cycle.monitoring = monitor(cycle.training, champion, batch, cycle.decided)
     # Before the run is written: a batch counts as met once it is, and probation ends with it.
     cycle.probation = end_probation(cycle)
     recorder.monitored(cycle)
@@ -414,9 +438,10 @@ def _cycle(cycle: Cycle, recorder: Recorder, *, force: bool, anyway: bool) -> Cy
     recorder.step("4. retrain on used_gts/ and new_gts/")
     challenger = cycle.challenger = retrain(cycle, recorder)
 
-    recorder.step("5. compare champion and challenger on %d recordings", len(batch.files))
+    recorder.step("5. compare both on the newest %d recordings", len(cycle.window.files))
     verdict = cycle.verdict = compare(cycle, challenger)
-    # Before anything else may fail: a look at a champion counts, whatever becomes of this night.
+    cycle.look = records.look(cycle, challenger, verdict)
+    # Before anything else may fail: a look counts, whatever becomes of this night.
     recorder.judged(cycle, verdict)
     if not verdict.promote:
         result = records.judged(cycle, verdict)
@@ -476,6 +501,7 @@ def _work(settings: Settings, options: argparse.Namespace) -> int:
 
 
 RUN = Command("run", "one cycle; the default", _add_flags, _work)
+REPLAY = replay.command(run_orchestrator)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -487,7 +513,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Command line without the program's name; `sys.argv` by default.
     """
     return command_line.main(
-        [RUN, *COMMANDS],
+        [RUN, *COMMANDS, REPLAY],
         arguments,
         prog="pipeline_orchestrator.py",
         description="Monitor the production model, retrain it when it degrades, promote only "

@@ -18,7 +18,6 @@ it. Exit status: 0 done; 1 error; 2 usage; 75 try again later; 128 + n stopped b
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import io
 import logging
 import sys
@@ -27,8 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retraining import command_line, notices, records, recovery, vouching
+from retraining import command_line, records, recovery
 from retraining.command_line import OneLineParser, add_settings, print_result
+from retraining.commands.first_version import FirstVersion, make_production
 from retraining.commands.train_first import (
     NEVER_SEEN,
     errors_of_pickle,
@@ -38,16 +38,7 @@ from retraining.commands.train_first import (
 from retraining.errors import EXIT_DONE, PipelineError
 from retraining.files import exclusive_lock, hash_bytes, waiting_names
 from retraining.registry import Registry, open_registry
-from retraining.registry.facts import (
-    EVENT_REGISTRATION,
-    FIRST_RUN,
-    TAG_CYCLE,
-    TAG_UNIT,
-    Dataset,
-    Manifest,
-    RegisteredVersion,
-    RunRecord,
-)
+from retraining.registry.facts import Dataset, Manifest, RegisteredVersion, RunRecord
 from retraining.registry.store import create_store
 from retraining.settings import Settings, check_home
 from retraining.text import error_text
@@ -276,45 +267,31 @@ def register_first_model(settings: Settings, *, force: bool = False, train: bool
         if production is not None and not force:
             return f"version {production} is production already; nothing changed (--force replaces)"
         first = first or make(settings, training)
-        measured = first.measured(training.error_unit)
-        with recovery.unfinished_until_done(settings, "register") as cycle_id:
-            tags = {TAG_CYCLE: cycle_id, TAG_UNIT: training.error_unit}
-            version = _register(registry, training, first, tags)
-            vouching.vouch_for(settings, registry, version)
-            registry.production.move_to(
-                version.number,
-                replaces=production,
-                event=EVENT_REGISTRATION,
-                why=f"first model {first.source}, {measured}",
-                tags=tags,
-                # Of what it was trained on it would be 0 in the history for ever.
-                mean_errors=(None, first.trained.mean_error if first.out_of_fold else None),
-            )
-            notices.announce_change(settings, registry, cycle_id)
+        version = make_production(
+            settings, registry, training, _first_version(registry, training, first), production
+        )
+    measured = first.measured(training.error_unit)
     return f"registered version {version.number} as production: mean error {measured}"
 
 
-def _register(
-    registry: Registry, training: Training, first: FirstModel, tags: Mapping[str, str]
-) -> RegisteredVersion:
-    """Register the model with its run and make sure that it loads."""
-    registry.create_experiment_and_model()
-    with registry.runs.open(FIRST_RUN, tags) as run_id:
-        registry.runs.log(run_id, _record(first))
-        version = registry.versions.register(
+def _first_version(registry: Registry, training: Training, first: FirstModel) -> FirstVersion:
+    def store(run_id: str, tags: Mapping[str, str]) -> RegisteredVersion:
+        return registry.versions.register(
             first.trained,
             run_id=run_id,
             training=training,
             manifest=first.manifest,
             tags={**tags, **first.tags},
         )
-    registry.models.load_and_try(version, training)
-    today = datetime.date.today().isoformat()
-    registry.versions.describe(
-        version.number,
-        f"first model {first.source}, registered {today}: {first.measured(training.error_unit)}",
+
+    return FirstVersion(
+        store=store,
+        record=_record(first),
+        source=first.source,
+        measured=first.measured(training.error_unit),
+        # Of what it was trained on it would be 0 in the history for ever.
+        mean_error=first.trained.mean_error if first.out_of_fold else None,
     )
-    return version
 
 
 def _record(first: FirstModel) -> RunRecord:

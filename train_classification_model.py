@@ -85,6 +85,8 @@ ERROR_UNIT = "%"
 ERROR_COLUMN = "error_percent"
 THRESHOLD = 10.0
 COUNTED_THINGS = "stems"
+FEWEST_STEMS = 10
+"""Errors count as if no recording had fewer: one with a single stem would outweigh many others."""
 
 FLAG_WORDS = {
     "true": True,
@@ -1458,7 +1460,7 @@ def count_errors(rows: pd.DataFrame, predicted: np.ndarray) -> pd.DataFrame:
 
     Notes
     -----
-    error_percent = 100 |true - predicted| / max(true, 1).
+    error_percent = 100 |true - predicted| / max(true, FEWEST_STEMS).
     """
     predicted = np.asarray(predicted)
     if predicted.shape != (len(rows),):
@@ -1485,7 +1487,7 @@ def predict_without_a_model(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _error_table(files: Any, true_count: np.ndarray, predicted_count: np.ndarray) -> pd.DataFrame:
-    error = 100 * np.abs(true_count - predicted_count) / np.maximum(true_count, 1)
+    error = 100 * np.abs(true_count - predicted_count) / np.maximum(true_count, FEWEST_STEMS)
     return pd.DataFrame(
         {
             "true_count": np.asarray(true_count, dtype=np.int64),

@@ -36,6 +36,9 @@ from retraining.settings import (
 )
 from retraining.text import printable
 
+SEVERAL = "several_"
+"""Before the name of a setting, among parsed options: the text of a flag with several values."""
+
 logger = logging.getLogger("pipeline")
 
 
@@ -55,8 +58,16 @@ def _on_one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def add_settings(parser: argparse.ArgumentParser, only: tuple[str, ...] = ()) -> None:
-    """Add a flag for each setting, or only for those named, in a group of their own."""
+def add_settings(
+    parser: argparse.ArgumentParser, only: tuple[str, ...] = (), several: tuple[str, ...] = ()
+) -> None:
+    """Add a flag for each setting, or only for those named, in a group of their own.
+
+    Parameters
+    ----------
+    several
+        Settings whose flags take several values, for `combinations`.
+    """
     group = parser.add_argument_group("settings (command line over environment over default)")
     for field in dataclasses.fields(Settings):
         if only and field.name not in only:
@@ -71,11 +82,14 @@ def add_settings(parser: argparse.ArgumentParser, only: tuple[str, ...] = ()) ->
             )
             continue
         unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
+        metavar = field.name.split("_")[-1].upper()
+        values = "; one value or several, separated by commas" if field.name in several else ""
         group.add_argument(
             flag(field),
-            metavar=field.name.split("_")[-1].upper(),
+            dest=f"{SEVERAL}{field.name}" if values else field.name,
+            metavar=f"{metavar},..." if values else metavar,
             default=None,
-            help=f"{text}{unit} ({environment_variable(field)}{_default_text(field)})",
+            help=f"{text}{values}{unit} ({environment_variable(field)}{_default_text(field)})",
         )
 
 
@@ -120,6 +134,27 @@ def read_settings(
         raise UsageError(f"{sources.get(name, name)} {rest}") from error
 
 
+def combinations(settings: Settings, options: argparse.Namespace) -> list[Settings]:
+    """Return the settings with each combination of the values of the flags that take several.
+
+    Raises
+    ------
+    UsageError
+        If one of the values has the wrong type or is outside its range.
+    """
+    found = [settings]
+    for field in dataclasses.fields(Settings):
+        text = getattr(options, f"{SEVERAL}{field.name}", None)
+        if text is not None:
+            parts = [_converted(field, part.strip(), flag(field)) for part in text.split(",")]
+            found = [
+                dataclasses.replace(one, **{field.name: part})
+                for one in found
+                for part in dict.fromkeys(parts)
+            ]
+    return found
+
+
 def _converted(field: dataclasses.Field[Any], text: str, source: str) -> Any:
     if field.name == "home":
         return _absolute(text, source)
@@ -157,12 +192,15 @@ class Command:
         Adds flags of its own to those of the settings.
     work
         Does it, and returns the exit status.
+    several
+        Settings whose flags take several values; the work asks `combinations` for them.
     """
 
     name: str
     help: str
     add_flags: Callable[[argparse.ArgumentParser], None]
     work: Callable[[Settings, argparse.Namespace], int]
+    several: tuple[str, ...] = ()
 
 
 def no_flags(_parser: argparse.ArgumentParser) -> None:
@@ -199,7 +237,7 @@ def _parser(
     for command in commands:
         of_command = words.add_parser(command.name, help=command.help, description=command.help)
         if command.name == chosen:  # those of the others would cost a quiet night a few ms
-            add_settings(of_command)
+            add_settings(of_command, several=command.several)
             command.add_flags(of_command)
     return parser
 

@@ -6,12 +6,13 @@ Nothing heavy is imported here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retraining.ground_truth import GroundTruthFile
+from retraining.looks import Look, Past
 from retraining.outcome import Outcome
 from retraining.registry import Registry
 from retraining.registry.facts import (
@@ -27,6 +28,7 @@ from retraining.registry.facts import (
 )
 from retraining.settings import Settings
 from retraining.training import ERROR, PREDICTED_COUNT, TRUE_COUNT, TrainedModel, Training
+from retraining.windows import newest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from retraining.gate import Verdict
     from retraining.known_recordings import KnownRecordings
 
+USUAL_RECORDINGS_A_NIGHT = 2.0
 PART_ROWS = 500_000
 """Rows that are scored at once; about 50 MB, 100 recordings."""
 
@@ -73,6 +76,23 @@ class Batch:
         return {one.name: one.session for one in self.files}
 
     @property
+    def names(self) -> list[str]:
+        """Of the files."""
+        return [one.name for one in self.files]
+
+    @property
+    def recordings(self) -> list[str]:
+        """What looks name them by, in order of arrival."""
+        return [one.recording for one in sorted(self.files, key=lambda one: one.night)]
+
+    @property
+    def a_night(self) -> float:
+        """Recordings of a night that brought some, the first one left out."""
+        nights = sorted(one.night for one in self.files)
+        later = [night for night in nights if night > nights[0]]
+        return len(later) / len(set(later)) if later else USUAL_RECORDINGS_A_NIGHT
+
+    @property
     def manifest(self) -> Manifest:
         """The files as they are recorded with a run."""
         return Manifest(
@@ -81,10 +101,17 @@ class Batch:
             )
         )
 
+    def newest(self, at_least: int) -> Batch:
+        """Return the window of the newest recordings, at least so many if there are."""
+        is_in = newest([one.night for one in self.files], at_least)
+        return self._only(one for one, kept in zip(self.files, is_in, strict=True) if kept)
+
     def without(self, learnt: Collection[str]) -> Batch:
         """Return those that are new to a version, given SHA-256 of what it learnt."""
-        files = tuple(one for one in self.files if not one.was_learnt_as(learnt))
-        return dataclasses.replace(self, files=files)
+        return self._only(one for one in self.files if not one.was_learnt_as(learnt))
+
+    def _only(self, files: Iterable[GroundTruthFile]) -> Batch:
+        return dataclasses.replace(self, files=tuple(files))
 
     def parts(self) -> Iterator[list[GroundTruthFile]]:
         """Give the files in groups of at most `PART_ROWS` rows, or of one file."""
@@ -119,15 +146,18 @@ class Monitoring:
     Parameters
     ----------
     errors
-        One row per recording.
+        One row per recording of the batch.
     mean_error, interval_low, interval_high
-        Mean error and its 95 % interval.
+        Mean error of the recordings that decide, and its 95 % interval.
+    mean_of_all
+        Mean error of the whole batch.
     """
 
     errors: pd.DataFrame
     mean_error: float
     interval_low: float
     interval_high: float
+    mean_of_all: float
 
 
 @dataclass(frozen=True)
@@ -198,6 +228,9 @@ class RecordingResult:
         How many there are by the production model, and its error.
     challenger_count, challenger_error
         The same for the challenger; None without one.
+    window
+        "decides" for the newest ones; "compared" for those that the models are compared on as
+        well; empty for older ones.
     """
 
     name: str
@@ -206,6 +239,7 @@ class RecordingResult:
     champion_error: float
     challenger_count: int | None = None
     challenger_error: float | None = None
+    window: str = ""
 
     @property
     def gain(self) -> float:
@@ -256,8 +290,10 @@ class Cycle:
         Marks its runs and versions.
     known
         The recordings that the home knows, those of the batch among them.
-    batch, lost_batches, monitoring, probation, challenger, verdict
+    batch, monitoring, probation, challenger, verdict, look
         What the steps returned; None before.
+    past
+        What the home has judged before.
     history
         Batches that were monitored before, the oldest first.
     monitoring_run
@@ -273,13 +309,14 @@ class Cycle:
     id: str
     known: KnownRecordings
     batch: Batch = field(default_factory=lambda: Batch((), "", {}))
-    lost_batches: Collection[str] = ()
+    past: Past = Past()
     monitoring: Monitoring | None = None
     probation: Probation | None = None
     history: Sequence[MonitoredBatch] = ()
     monitoring_run: str = ""
     challenger: Challenger | None = None
     verdict: Verdict | None = None
+    look: Look | None = None
     result: CycleResult | None = None
 
     @property
@@ -300,19 +337,30 @@ class Cycle:
         return self.monitoring.errors
 
     @property
-    def question(self) -> dict[str, str]:
-        """What is judged, as tags: the batch, the champion, and all that a verdict depends on."""
-        fingerprint = self.settings.verdict_fingerprint(self.training.code_sha256, self.threshold)
-        return {
-            TAG_BATCH: self.batch.fingerprint,
-            TAG_CHAMPION: str(self.champion.number),
-            TAG_SETTINGS: fingerprint,
-        }
+    def decided(self) -> Batch:
+        """The recordings that decide whether production is good enough."""
+        return self.batch.newest(self.settings.min_new_files)
+
+    @property
+    def window(self) -> Batch:
+        """The recordings that two models are compared on; those that decide are among them."""
+        return self.batch.newest(max(self.settings.window, self.settings.min_new_files))
+
+    @property
+    def question(self) -> str:
+        """What a verdict depends on beside the recordings and production."""
+        return self.settings.verdict_fingerprint(self.training.code_sha256, self.threshold)
 
     @property
     def tags(self) -> dict[str, str]:
         """For its runs and versions."""
-        return {TAG_CYCLE: self.id, TAG_UNIT: self.unit, **self.question}
+        return {
+            TAG_CYCLE: self.id,
+            TAG_UNIT: self.unit,
+            TAG_BATCH: self.batch.fingerprint,
+            TAG_CHAMPION: str(self.champion.number),
+            TAG_SETTINGS: self.question,
+        }
 
     @property
     def lost_probation(self) -> Probation | None:
@@ -342,9 +390,12 @@ class Cycle:
             names = self.challenger.manifest.names
             of_batch = {names[one.sha256]: one.name for one in self.batch.files}
             other = self.challenger.result.out_of_fold.loc[list(of_batch)].rename(of_batch)
+        windows = dict.fromkeys(self.window.names, "compared") if other is not None else {}
+        windows |= dict.fromkeys(self.decided.names, "decides")
         return tuple(
             RecordingResult(
                 name=one.name,
+                window=windows.get(one.name, ""),
                 true_count=_count(production, TRUE_COUNT, one.name),
                 champion_count=_count(production, PREDICTED_COUNT, one.name),
                 champion_error=float(production[ERROR][one.name]),

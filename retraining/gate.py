@@ -1,50 +1,38 @@
 """Is the challenger really better? Two columns of errors in, a verdict out.
 
-Pure statistics: no files, no MLflow, no pandas. One error per recording, in any unit, lower is
-better, and both columns name the same recordings in the same order. Anything missing, NaN or of
-different length raises NoVerdict: there is none by default.
+Pure: no files, no MLflow, no pandas. One error per recording, in any unit, lower is better, and
+both columns name the same recordings in the same order. Anything missing, NaN or of different
+length raises NoVerdict: there is none by default.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import Enum
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from retraining.resampling import (
+    DIGITS,
+    Evidence,
+    Night,
+    NoVerdict,
+    by_session,
+    mean_interval,
+    session_places,
+    sign_flip_p_values,
+)
 from retraining.text import error_text, number_text
 
-PERMUTATIONS = 99_999
-MOST_PERMUTATIONS = 9_999_999
-FIRST_LOOK_SHARE = 0.8
-"""Of the significance, for the first time that a champion is judged: see docs/gate.md."""
-PEEKING = ("spend", "ignore")
-BOOTSTRAP_RESAMPLES = 9_999
-CONFIDENCE = 0.95
 POWER = 0.8
-DIGITS = 9
-"""Differences are rounded to a billionth of a point, so that a tie is a tie."""
-
-
-class NoVerdict(ValueError):
-    """The errors cannot be compared, so nothing may be promoted.
-
-    Parameters
-    ----------
-    code
-        `INVALID_ERRORS` or `DIFFERENT_RECORDINGS`.
-    what
-        Is wrong, in words.
-    """
-
-    def __init__(self, code: str, what: str) -> None:
-        super().__init__(f"{code}: {what}")
-        self.code = code
+FORESEEN_NIGHTS = (5, 10)
+BOTH_ENDS = 0.9
+"""Confidence of an interval of which one end alone has 95 %."""
+LACKING_EVIDENCE = {"NOT_SIGNIFICANT", "TOO_FEW_RECORDINGS"}
 
 
 class Outcome(Enum):
@@ -100,10 +88,23 @@ class Verdict:
     difference, difference_low, difference_high
         Mean of champion minus challenger, and its 95 % interval.
     p_value
-        Of the hypothesis that the challenger is no better.
+        Of the hypothesis that the challenger is no better, given that the night came about.
+    unconditional_p_value
+        The same of any night; equal where the champion was not over a threshold.
+    repeated_looks
+        Earlier looks at these very recordings.
+    loss_bound
+        Upper 95 % bound of the loss on the old recordings; None where it is not applicable.
+    power_gain
+        Without a promotion: the gain that these recordings would have shown in 80 of 100 nights.
+    chances
+        If only evidence is lacking: number of nights -> chance that one of them promotes, at the
+        observed gain.
     recordings_needed
         If only evidence is lacking: about how many recordings (`independent_things`) a gain of
         the observed size needs in all; None otherwise.
+    still_above
+        The threshold, if the challenger is promoted and above it as well; None otherwise.
     unit
         Of the errors.
     """
@@ -117,7 +118,13 @@ class Verdict:
     difference_low: float
     difference_high: float
     p_value: float
-    recordings_needed: int | None
+    unconditional_p_value: float
+    repeated_looks: int = 0
+    loss_bound: float | None = None
+    power_gain: float | None = None
+    chances: Mapping[int, float] = field(default_factory=dict)
+    recordings_needed: int | None = None
+    still_above: float | None = None
     unit: str = "%"
 
     @property
@@ -148,26 +155,52 @@ class Verdict:
     def explain(self) -> str:
         """Say in one sentence why the challenger is promoted or not."""
         if self.promote:
-            return (
+            said = (
                 f"{error_text(self.champion_mean_error, self.unit)} -> "
                 f"{error_text(self.challenger_mean_error, self.unit)} on "
                 f"{self.recordings_in_words}, p = {self.p_value:.2g}"
             )
-        failed = "; ".join(
+            return "; ".join([said, *self.hints])
+        failed = [
             f"{one.reason}: {one.explanation}"
             for one in self.criteria
             if one.outcome is Outcome.FAILED
-        )
+        ]
+        return "; ".join([*failed, *self.hints])
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """What else a person should know of the comparison, in short sentences."""
+        hints = []
+        if self.repeated_looks:
+            times = "once" if self.repeated_looks == 1 else f"{self.repeated_looks} times"
+            hints.append(f"a repeated look: these recordings were compared {times} before")
+        if self.still_above is not None:
+            limit = f"{self.still_above:g} {self.unit}"
+            hints.append(f"still above the threshold of {limit}")
+        if self.power_gain is not None:
+            gain = f"{number_text(self.power_gain)} {self.difference_unit}"
+            hints.append(
+                f"these {self.recordings_in_words} would have shown a gain of {gain} "
+                f"{100 * POWER:.0f} % of the time"
+            )
+        if self.chances:
+            chances = " and ".join(
+                f"{100 * chance:.0f} % within {nights} nights"
+                for nights, chance in self.chances.items()
+            )
+            hints.append(f"the chance of a promotion at this gain is {chances}")
         if self.recordings_needed:
             needed = f"{self.recordings_needed} {self.independent_things}"
-            failed += f"; a gain of this size needs about {needed}"
-        return failed
+            hints.append(f"a gain of this size needs about {needed}")
+        return tuple(hints)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""
         values = asdict(self)
         for criterion in values["criteria"]:
             criterion["outcome"] = criterion["outcome"].value
+        values["chances"] = {str(nights): chance for nights, chance in self.chances.items()}
         return {"promote": self.promote, "reasons": list(self.reasons), **values}
 
 
@@ -176,15 +209,20 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     challenger_errors: Any,
     *,
     sessions: Sequence[str] | None = None,
+    threshold: float | None = None,
+    decided: Sequence[bool] | None = None,
+    decide: str = "point",
     significance: float = 0.05,
-    earlier_looks: Sequence[int] = (),
-    peeking: str = "spend",
+    repeated_looks: int = 0,
     min_improvement: float = 0.0,
     max_regression: float = 2.0,
     no_model_errors: Any = None,
     used_errors: tuple[Any, Any] | None = None,
     used_sessions: Sequence[str] | None = None,
     n_leaked: int = 0,
+    nights: Sequence[int] | None = None,
+    window: int = 0,
+    recordings_a_night: float = 2.0,
     unit: str = "%",
 ) -> Verdict:
     """Decide whether the challenger replaces the champion.
@@ -196,14 +234,18 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     sessions
         Of these recordings, shape (n_recordings,): the errors of one session are not independent.
         An empty text is a session of its own; None: all are.
+    threshold
+        Mean error that the champion had to be above for this comparison to be made. None, or one
+        that it is not above: the comparison would have been made anyway.
+    decided
+        On which of the recordings it had to, shape (n_recordings,); None: on all of them.
+    decide
+        "point": their mean had to; "bound": the lower end of its 95 % interval.
     significance
-        Largest probability that an equal challenger is promoted; 1 promotes on the lower mean
-        error alone, at every look.
-    earlier_looks
-        Number of sessions each earlier time that this champion was judged, oldest first.
-    peeking
-        "spend": `significance` holds over the whole life of the champion, each look has its
-        share of it. "ignore": it holds for each look by itself, and false promotions add up.
+        Largest probability that an equal challenger is promoted at a look; 1 promotes on the lower
+        mean error alone.
+    repeated_looks
+        Earlier looks at these very recordings; each halves the significance.
     min_improvement
         That the mean must fall by, at least.
     max_regression
@@ -211,12 +253,16 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     no_model_errors
         Shape (n_recordings,): of predictions that need no model. None: not applicable.
     used_errors
-        Out-of-fold errors (champion, challenger) on the old recordings, each of shape (n_used,).
+        Honest errors (champion, challenger) on all other recordings, each of shape (n_used,).
         None: not applicable.
     used_sessions
         Of the old recordings, as `sessions`.
     n_leaked
         New recordings that the champion was trained on; any forbids a promotion.
+    nights, window, recordings_a_night
+        On which nights the recordings arrived, shape (n_recordings,) (None: all on one); how many
+        are compared at least, once there are so many; how many come. What the chance of the next
+        nights depends on.
     unit
         Of the errors.
 
@@ -230,22 +276,13 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     NoVerdict
         If the columns are empty, not finite, negative or of different length.
     ValueError
-        If the significance, an earlier look, the peeking or another limit is out of range.
+        If the significance, the number of looks or another limit is out of range.
 
     Notes
     -----
-    The p-value is that of the paired sign-flip permutation test on the mean difference: under
-    the hypothesis of equal models the sign of each recording's difference is arbitrary, and those
-    of one session are flipped together (`by_session`). Exact up to 16 sessions, else from 99,999
-    random flips or more with (b + 1) / (m + 1). It is held against `effective_significance`; the
-    loss on the old recordings, which can only forbid a promotion, against `significance` itself.
-
-    References
-    ----------
-    E. J. G. Pitman, "Significance tests which may be applied to samples from any populations",
-    Supplement to the Journal of the Royal Statistical Society 4, 1937.
-    B. Phipson and G. K. Smyth, "Permutation p-values should never be zero", Statistical
-    Applications in Genetics and Molecular Biology 9, 2010.
+    The p-value is that of `resampling.sign_flip_p_values`, given that the champion was over the
+    threshold. It is held against `look_significance`; the loss on the old recordings, which can
+    only forbid a promotion, against `significance` itself.
     """
     if not (0 <= min_improvement < math.inf and 0 <= max_regression < math.inf):
         raise ValueError(f"limits {min_improvement} and {max_regression}: must be 0 or more")
@@ -253,21 +290,41 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     differences = np.round(champion - challenger, DIGITS)
     mean = round(float(differences.mean()), DIGITS)
     independent = by_session(differences, sessions)
-    effective = effective_significance(significance, len(independent), earlier_looks, peeking)
-    p_value = permutation_p_value(independent, effective)
+    effective = look_significance(significance, repeated_looks)
+    night = _night(threshold, decided, decide, len(champion))
+    p_value, unconditional = sign_flip_p_values(champion, challenger, sessions, night, effective)
+    remembers, loss_bound = _remembers(
+        used_errors, used_sessions, max_regression, significance, unit
+    )
     criteria = (
         _no_leak(n_leaked),
         _improves(mean, min_improvement, unit),
         _enough_recordings(
             independent, effective, _independent_things(len(independent), len(differences))
         ),
-        _is_significant(p_value, effective, significance, look=len(earlier_looks) + 1),
-        _remembers(used_errors, used_sessions, max_regression, significance, unit),
+        _is_significant(p_value, unconditional, effective, significance),
+        remembers,
         _beats_no_model(challenger, no_model_errors, unit),
     )
     failed = {one.reason for one in criteria if one.outcome is Outcome.FAILED}
-    lacks_evidence = failed and failed <= {"NOT_SIGNIFICANT", "TOO_FEW_RECORDINGS"}
+    evidence = Evidence.of(champion, challenger, sessions, night, significance)
+    can_tell = significance < 1 and len(independent) > 1
+    waits = can_tell and failed and failed <= LACKING_EVIDENCE
+    foreseen: dict[str, Any] = {}
+    if waits:
+        foreseen = {
+            "chances": evidence.chances(
+                FORESEEN_NIGHTS,
+                _nights_of_sessions(nights, sessions, len(differences)),
+                recordings_a_night * len(independent) / len(differences),
+                window * len(independent) // len(differences),
+            ),
+            "recordings_needed": recordings_needed(independent, significance),
+        }
     low, high = mean_interval(differences, sessions)
+    is_above = (
+        threshold is not None and challenger[_mask(decided, len(champion))].mean() > threshold
+    )
     return Verdict(
         criteria=criteria,
         n_recordings=len(differences),
@@ -278,11 +335,47 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
         difference_low=low,
         difference_high=high,
         p_value=p_value,
-        recordings_needed=recordings_needed(independent, significance, earlier_looks, peeking)
-        if lacks_evidence
+        unconditional_p_value=unconditional,
+        repeated_looks=repeated_looks,
+        loss_bound=loss_bound,
+        power_gain=evidence.power_gain(POWER)
+        if failed and can_tell and "TOO_FEW_RECORDINGS" not in failed
         else None,
+        still_above=threshold if is_above and not failed else None,
         unit=unit,
+        **foreseen,
     )
+
+
+def _nights_of_sessions(
+    nights: Sequence[int] | None, sessions: Sequence[str] | None, n_recordings: int
+) -> list[int]:
+    """Return on which night the first recording of each session arrived."""
+    arrived = [0] * n_recordings if nights is None else [*nights]
+    places = session_places(sessions, n_recordings)
+    first: dict[int, int] = {}
+    for place, night in zip(places.tolist(), arrived, strict=True):
+        first[place] = min(night, first.get(place, night))
+    return [first[place] for place in sorted(first)]
+
+
+def _night(
+    threshold: float | None, decided: Sequence[bool] | None, decide: str, n_recordings: int
+) -> Night | None:
+    if decide not in ("point", "bound"):
+        raise ValueError(f"decide {decide!r}: must be point or bound")
+    if threshold is None:
+        return None
+    return Night(threshold, _mask(decided, n_recordings), decide)
+
+
+def _mask(decided: Sequence[bool] | None, n_recordings: int) -> np.ndarray:
+    mask = np.ones(n_recordings, dtype=bool) if decided is None else np.asarray(decided, dtype=bool)
+    if mask.shape != (n_recordings,) or not mask.any():
+        raise NoVerdict(
+            "DIFFERENT_RECORDINGS", f"{int(mask.sum())} of {n_recordings} recordings decided"
+        )
+    return mask
 
 
 def difference_unit(unit: str) -> str:
@@ -301,52 +394,6 @@ def difference_unit(unit: str) -> str:
     return "percentage points" if unit == "%" else unit
 
 
-def by_session(values: Any, sessions: Sequence[str] | None) -> np.ndarray:
-    """Return one value per session, with the same mean: what is independent of each other.
-
-    Parameters
-    ----------
-    values
-        One per recording, shape (n_recordings,).
-    sessions
-        Of the recordings, as for `judge`.
-
-    Returns
-    -------
-    array of shape (n_sessions,)
-        In the order in which the sessions come first; `values` themselves where each recording is
-        a session of its own.
-
-    Raises
-    ------
-    NoVerdict
-        If there is not one session for each value.
-
-    Notes
-    -----
-    The sum of the values of a session, times n_sessions / n_recordings. Flipping its sign flips
-    all of its recordings together, and a large session weighs as much as its recordings do.
-
-    Examples
-    --------
-    >>> by_session([3.0, 1.0, 2.0, 2.0], ["a", "", "a", ""]).tolist()
-    [3.75, 0.75, 1.5]
-    """
-    values = np.asarray(values, dtype=float)
-    if sessions is None:
-        return values
-    if len(sessions) != len(values):
-        raise NoVerdict(
-            "DIFFERENT_RECORDINGS", f"{len(values)} recordings and {len(sessions)} sessions"
-        )
-    places: dict[object, int] = {}
-    # A number as stand-in: no text that names a session equals it.
-    place_of = [places.setdefault(one or at, len(places)) for at, one in enumerate(sessions)]
-    if len(places) == len(values):
-        return values
-    return np.round(np.bincount(place_of, values) * (len(places) / len(values)), DIGITS)
-
-
 def _independent_things(n_sessions: int, n_recordings: int) -> str:
     return "sessions" if n_sessions < n_recordings else "recordings"
 
@@ -356,72 +403,37 @@ def _recordings_in_words(n_sessions: int, n_recordings: int, what: str = "record
     return f"{n_recordings} {what}{of_sessions}"
 
 
-def effective_significance(
-    significance: float,
-    n_recordings: int,
-    earlier_looks: Sequence[int] = (),
-    peeking: str = "spend",
-) -> float:
-    """Return the largest p-value of a promotion at this look at the champion.
+def look_significance(significance: float, repeated_looks: int = 0) -> float:
+    """Return the largest p-value of a promotion at one look.
 
     Parameters
     ----------
     significance
-        Above 0 and at most 1, for all looks together; 1 is 1 at every look.
-    n_recordings
-        That the champion is judged on this time; sessions, where recordings share one.
-    earlier_looks
-        The same each earlier time, oldest first.
-    peeking
-        "spend" or "ignore"; the latter returns `significance`.
+        Above 0 and at most 1; 1 stays 1.
+    repeated_looks
+        Earlier looks at the same recordings.
 
     Raises
     ------
     ValueError
-        If the significance or the peeking is out of range or an earlier look had no recordings.
+        If one of them is out of range.
 
     Notes
     -----
-    Alpha spending by recordings. With first share s = 0.8 and n_k recordings at look k,
-
-        alpha_1 = s alpha,    alpha_k = (1 - s) alpha n_1 (1 / n_(k-1) - 1 / n_k),
-
-    which adds up to s alpha + (1 - s) alpha (1 - n_1 / n_k), never more than alpha. A look without
-    a new recording counts as one recording more, so that it has a share too; a look at fewer
-    recordings than alpha_1 takes (5 at 0.05) can promote nothing and spends nothing.
-
-    What is promised: if at every look champion and challenger could swap their errors on each
-    recording, independently, without changing their joint distribution (so that all signs of the
-    differences are equally likely), then the probability that *any* look promotes is at most
-    alpha. By Boole's inequality this holds for any number of looks and whatever the challengers
-    of different looks have in common; the numbers of recordings must not depend on the errors.
+    Whoever looks at the same recordings again, with another seed or setting, has half the chance
+    of the look before: all such looks together promote an equal model with a probability of at
+    most twice the significance.
 
     Examples
     --------
-    >>> [round(effective_significance(0.05, n, looks), 6) for n, looks in [(15, []), (20, [15])]]
-    [0.04, 0.0025]
-
-    References
-    ----------
-    K. K. G. Lan and D. L. DeMets, "Discrete sequential boundaries for clinical trials",
-    Biometrika 70, 1983.
-    C. E. Bonferroni, "Teoria statistica delle classi e calcolo delle probabilità", 1936.
+    >>> look_significance(0.05), look_significance(0.05, 2)
+    (0.05, 0.0125)
     """
     if not 0 < significance <= 1:
         raise ValueError(f"significance {significance}: must be above 0 and at most 1")
-    if peeking not in PEEKING:
-        raise ValueError(f"peeking {peeking!r}: must be one of {', '.join(PEEKING)}")
-    if any(n < 1 for n in earlier_looks):
-        raise ValueError(f"earlier looks {list(earlier_looks)}: each had at least 1 recording")
-    if peeking == "ignore" or significance == 1:
-        return significance
-    first_share = FIRST_LOOK_SHARE * significance
-    looks = [n for n in earlier_looks if n >= _fewest_recordings(first_share)]
-    if not looks:
-        return first_share
-    *_, before = accumulate(looks, lambda before, n: max(n, before + 1))
-    now = max(n_recordings, before + 1)
-    return (significance - first_share) * looks[0] * (now - before) / (before * now)
+    if repeated_looks < 0:
+        raise ValueError(f"{repeated_looks} repeated looks: must be 0 or more")
+    return significance if significance == 1 else significance * 0.5**repeated_looks
 
 
 def _paired(first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -440,119 +452,30 @@ def _paired(first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
     return columns
 
 
-def permutation_p_value(differences: np.ndarray, significance: float = 0.05) -> float:
-    """Return the one-sided p-value of a positive mean by flipping signs.
-
-    Parameters
-    ----------
-    differences
-        Paired differences, shape (n_recordings,).
-    significance
-        What the p-value will be held against. Where all flips are too many, there are so many
-        random ones that the least p-value is a tenth of it, but at most ten million.
-
-    Examples
-    --------
-    >>> float(permutation_p_value(np.array([1.0, 2.0, 3.0])))
-    0.125
-    """
-    if len(differences) < 2:
-        return 0.5 if differences[0] > 0 else 1.0
-    if not differences.any():
-        return 1.0
-    result = stats.permutation_test(
-        (differences,),
-        lambda sample, axis: np.mean(sample, axis=axis),
-        permutation_type="samples",
-        alternative="greater",
-        n_resamples=min(max(PERMUTATIONS, math.ceil(10 / significance)), MOST_PERMUTATIONS),
-        batch=10_000,
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    )
-    return float(result.pvalue)
-
-
-def mean_interval(values: Any, sessions: Sequence[str] | None = None) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a mean over recordings (percentile method).
-
-    Parameters
-    ----------
-    values
-        One per recording, shape (n_recordings,).
-    sessions
-        Of the recordings, as for `judge`: whole ones are drawn.
-
-    Notes
-    -----
-    The mean of drawn sessions is that of all their recordings: a sum over a number, of which both
-    depend on what was drawn. So sessions of different size alone make no interval wide.
-
-    References
-    ----------
-    B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
-    """
-    values = np.asarray(values, dtype=float)
-    sums, sizes = by_session(values, sessions), by_session(np.ones(len(values)), sessions)
-    if len(sums) < 2 or np.ptp(values) == 0:
-        return float(values.mean()), float(values.mean())
-    shared = len(sums) < len(values)
-    interval = stats.bootstrap(
-        (sums, sizes) if shared else (values,),
-        _mean_of_sessions if shared else np.mean,
-        paired=shared,
-        n_resamples=BOOTSTRAP_RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
-def _mean_of_sessions(sums: np.ndarray, sizes: np.ndarray, axis: int) -> np.ndarray:
-    return sums.sum(axis=axis) / sizes.sum(axis=axis)
-
-
-def recordings_needed(
-    differences: np.ndarray,
-    significance: float,
-    earlier_looks: Sequence[int] = (),
-    peeking: str = "spend",
-) -> int | None:
+def recordings_needed(differences: np.ndarray, significance: float) -> int | None:
     """Return about how many recordings a gain of the observed size needs; None without a gain.
 
     Parameters
     ----------
     differences
-        Paired differences of this look, shape (n_recordings,), or of `by_session`; what is
-        returned counts the same.
-    significance, earlier_looks, peeking
+        Paired differences, shape (n_recordings,), or of `by_session`; what is returned counts the
+        same.
+    significance
         As for `judge`.
 
     Notes
     -----
-    The least n above the present number with n >= ((z(1 - alpha(n)) + z(0.8)) s / d)^2, where d
-    and s are mean and standard deviation of the differences: the normal approximation for a power
-    of 80 %, if the next look is the one at n recordings and has the significance alpha(n); never
-    less than the number at which the permutation test can reach it at all.
+    n = ((z(1 - alpha) + z(0.8)) s / d)^2 where d and s are mean and standard deviation of the
+    differences: the normal approximation for a power of 80 %; more than there are now, and never
+    less than the number at which the test can tell at all.
     """
     mean = differences.mean()
     if mean <= 0 or significance == 1:
         return None
     deviation = differences.std(ddof=1) if len(differences) > 1 else mean
-    looks = (*earlier_looks, len(differences))
-
-    def takes(n: int) -> int:
-        effective = effective_significance(significance, n, looks, peeking)
-        z = float(stats.norm.isf(effective) + stats.norm.ppf(POWER))
-        return max(math.ceil((z * float(deviation / mean)) ** 2), _fewest_recordings(effective))
-
-    low = len(differences) + 1
-    high = max(low, takes(low))
-    while low < high:  # `takes` falls as n grows: halve the interval
-        middle = (low + high) // 2
-        low, high = (low, middle) if takes(middle) <= middle else (middle + 1, high)
-    return low
+    z = float(stats.norm.isf(significance) + stats.norm.ppf(POWER))
+    enough = math.ceil((z * float(deviation / mean)) ** 2)
+    return max(enough, _fewest_recordings(significance), len(differences) + 1)
 
 
 def _fewest_recordings(significance: float) -> int:
@@ -590,7 +513,7 @@ def _improves(mean: float, min_improvement: float, unit: str) -> Criterion:
         min_improvement,
         "NOT_BETTER",
         not mean > min_improvement,
-        f"the mean error changes by {number_text(-mean, 2, sign=True)} {points}; "
+        f"the mean error changes by {number_text(0.0 - mean, 2, sign=True)} {points}; "
         f"more than {min_improvement:g} better is needed",
     )
 
@@ -608,15 +531,20 @@ def _enough_recordings(differences: np.ndarray, significance: float, things: str
     )
 
 
-def _is_significant(p_value: float, effective: float, significance: float, look: int) -> Criterion:
+def _is_significant(
+    p_value: float, unconditional: float, effective: float, significance: float
+) -> Criterion:
+    found = f"p = {p_value:.3g}"
+    if p_value != unconditional:
+        found += f" given that production was over its threshold ({unconditional:.3g} of any night)"
+    halved = f", {significance:g} at a first look" if effective < significance else ""
     return _criterion(
         "p-value of the improvement",
         p_value,
         effective,
         "NOT_SIGNIFICANT",
         p_value > effective,
-        f"p = {p_value:.3g}, at most {effective:.3g} is needed"
-        + (f" at look {look}, {significance:g} over all looks" if effective < significance else ""),
+        f"{found}, at most {effective:.3g} is needed{halved}",
     )
 
 
@@ -626,25 +554,34 @@ def _remembers(
     max_regression: float,
     significance: float,
     unit: str,
-) -> Criterion:
+) -> tuple[Criterion, float | None]:
+    """Return the criterion, and the upper 95 % bound of the loss."""
     points = difference_unit(unit)
     name = f"loss on the old recordings, {points}"
     if used_errors is None:
-        return _not_applicable(name, "the champion carries no out-of-fold errors")
+        return _not_applicable(name, "the champion carries no out-of-fold errors"), None
     champion, challenger = _paired(*used_errors)
     loss = np.round(challenger - champion, DIGITS)
-    excess = by_session(loss - max_regression, sessions)
-    p_value = permutation_p_value(excess)
+    # Flipped is what is above the allowed loss.
+    _, p_value = sign_flip_p_values(challenger, champion + max_regression, sessions)
     failed = loss.mean() > max_regression and p_value <= significance
-    old = _recordings_in_words(len(excess), len(loss), "old recordings")
-    return _criterion(
+    old = _recordings_in_words(len(by_session(loss, sessions)), len(loss), "old recordings")
+    bound = mean_interval(loss, sessions, confidence=BOTH_ENDS)[1]
+    found = number_text(float(loss.mean()), 2, sign=True)
+    worse = (
+        f"could still be worse by up to {number_text(bound)} {points}"
+        if bound > 0
+        else "is not worse"
+    )
+    criterion = _criterion(
         name,
         float(loss.mean()),
         max_regression,
         "FORGETS",
         bool(failed),
-        f"{number_text(float(loss.mean()), 2, sign=True)} {points} on {old}, p = {p_value:.3g}",
+        f"{found} {points} on {old}, p = {p_value:.3g}; {worse}",
     )
+    return criterion, bound
 
 
 def _beats_no_model(challenger: np.ndarray, no_model_errors: Any, unit: str) -> Criterion:

@@ -106,6 +106,8 @@ class GroundTruthFile:
         Digests of its observations and of what people say of them.
     related
         SHA-256 of the contents that a version learnt and that have observations in common.
+    recording, night
+        What looks name it by, and the night on which it arrived: see `journal.FirstSeen`.
     read
         Gives the rows of the file at a path.
     """
@@ -119,6 +121,8 @@ class GroundTruthFile:
     identity: str = ""
     labels: str = ""
     related: frozenset[str] = frozenset()
+    recording: str = ""
+    night: int = 0
     read: Callable[[Path], Any] = field(default=lambda _path: None, repr=False)
 
     @property

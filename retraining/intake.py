@@ -8,7 +8,6 @@ Nothing is changed here.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import datetime
 import functools
 import logging
@@ -45,6 +44,7 @@ from retraining.journal import (
     CORRECTION,
     WHOLE,
     Arrival,
+    FirstSeen,
     Memory,
     Replaced,
     Withdrawn,
@@ -261,13 +261,15 @@ def take_in(
         sorter.sort(one)
     sorter.park_what_no_one_stands_for()
     sorter.refuse_copies(read)
+    arrivals = tuple(_arrivals(house, read, sorter))
+    first_seen = memory.and_then(*arrivals, *sorter.replacements).first_seen()
     return Intake(
-        files=tuple(sorter.files()),
+        files=tuple(sorter.files(first_seen)),
         refusals=(*refusals, *sorter.refusals),
         replacements=tuple(sorter.replacements),
         learnt=tuple(sorter.learnt),
         known=known,
-        arrivals=tuple(_arrivals(house, read, sorter)),
+        arrivals=arrivals,
     )
 
 
@@ -432,6 +434,7 @@ class _Sorter:
         self.superseded: set[str] = set()
         self.contested: dict[str, _Read] = {}
         self.related: dict[str, set[str]] = defaultdict(set)
+        self.seen_as: dict[str, str] = {}
         self.pairs = self._pairs([one.sha256 for one in read])
 
     def _pairs(self, new: list[str]) -> dict[str, list[Pair]]:
@@ -440,6 +443,7 @@ class _Sorter:
         others = {
             *(*house.used, *house.withdrawn, *new),
             *(*house.learnt.by_production, *house.learnt.by_the_one_before),
+            *self.arrived,
         }
         found: dict[str, list[Pair]] = defaultdict(list)
         for pair in known.common(new, others, house.files):
@@ -452,6 +456,9 @@ class _Sorter:
             self.related[sha256] = {
                 one.other for one in pairs if one.other in versions and self._is_related(one)
             }
+            seen = [one for one in pairs if one.other in self.arrived and self._is_related(one)]
+            if seen and sha256 not in self.arrived:
+                self.seen_as[sha256] = max(seen, key=lambda one: one.containment).other
         return found
 
     # --- One file ---
@@ -650,8 +657,7 @@ class _Sorter:
         )
         self.replacements.append(entry)
         # What comes after it tonight is compared with the same that a later night would be.
-        found = (*house.memory.found, {"kind": Replaced.KIND, **dataclasses.asdict(entry)})
-        house.memory = dataclasses.replace(house.memory, found=found)
+        house.memory = house.memory.and_then(entry)
         self.superseded.add(old)
         self.superseded.discard(one.sha256)
         if folder == house.settings.used_gts:
@@ -710,7 +716,7 @@ class _Sorter:
                     remedy = f"nothing has to be done: what is said of {one.name} holds for both"
                     self.refusals.append(Refusal(name, what, remedy, KNOWN))
 
-    def files(self) -> Iterable[GroundTruthFile]:
+    def files(self, first_seen: Mapping[str, FirstSeen]) -> Iterable[GroundTruthFile]:
         """Give the new recordings, by name."""
         known = self.house.known
         for sha256, one in sorted(self.accepted.items(), key=lambda item: self.names[item[0]]):
@@ -731,6 +737,8 @@ class _Sorter:
                 identity=known.identity(sha256),
                 labels=known.labels(sha256),
                 related=frozenset(self.related[sha256]),
+                recording=first_seen[sha256].identity,
+                night=first_seen[sha256].night,
                 read=read,
             )
 
@@ -774,4 +782,5 @@ def _arrivals(house: _House, read: Sequence[_Read], sorter: _Sorter) -> Iterable
             one.sha256 not in sorter.arrived
             and _shown_name(house.settings, one.path) not in refused
         ):
-            yield Arrival(one.sha256, house.known.identity(one.sha256), one.name, at)
+            identity, again = house.known.identity(one.sha256), sorter.seen_as.get(one.sha256, "")
+            yield Arrival(one.sha256, identity, one.name, at, again)

@@ -89,13 +89,21 @@ class Vouch(Entry):
 
 @dataclass(frozen=True)
 class Arrival(Entry):
-    """A content of a recording was seen for the first time; its place is the order of arrival."""
+    """A content of a recording was seen for the first time; its place is the order of arrival.
+
+    Parameters
+    ----------
+    again
+        SHA-256 of a content that arrived before, is gone, and had the same observations or a part
+        of them; empty for a recording that is new.
+    """
 
     KIND: ClassVar[str] = "arrival"
     sha256: str
     identity: str
     name: str
     at: str
+    again: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,22 @@ SomeEntry = TypeVar("SomeEntry", bound=Entry)
 
 
 @dataclass(frozen=True)
+class FirstSeen:
+    """When the observations of a content first arrived, whatever they were saved as.
+
+    Parameters
+    ----------
+    identity
+        Their digest then: what a look names a recording by.
+    night
+        Number of the intake, from 0; recordings of one night have the same.
+    """
+
+    identity: str
+    night: int
+
+
+@dataclass(frozen=True)
 class Memory:
     """What a journal held when it was read.
 
@@ -218,6 +242,26 @@ class Memory:
         """The home's id; empty for a journal that is yet to begin."""
         homes = self.all(Home)
         return homes[0].id if homes else ""
+
+    def and_then(self, *entries: Entry) -> Memory:
+        """Return what the journal would hold with some more entries."""
+        more = tuple({"kind": one.KIND, **asdict(one)} for one in entries)
+        return dataclasses.replace(self, found=(*self.found, *more))
+
+    def first_seen(self) -> dict[str, FirstSeen]:
+        """Return SHA-256 -> when the recording first arrived; a correction inherits it."""
+        found: dict[str, FirstSeen] = {}
+        night, at = -1, ""
+        for one in self.in_order(Arrival, Replaced):
+            if isinstance(one, Replaced):
+                if one.old_sha256 in found:
+                    found[one.sha256] = found[one.old_sha256]
+            elif isinstance(one, Arrival):
+                if one.at != at:
+                    night, at = night + 1, one.at
+                new = FirstSeen(one.identity or one.sha256, night)
+                found.setdefault(one.sha256, found.get(one.again, new))
+        return found
 
     def withdrawn(self) -> dict[str, Withdrawn]:
         """Return the withdrawals that hold: SHA-256 -> withdrawal."""

@@ -50,7 +50,7 @@ class Outcome(Enum):
     HEALTHY = (
         *("healthy", "✓", "Healthy", "good"),
         "Version {production} stays production",
-        "Nothing.",
+        "Nothing. The files stay in new_gts/ until a promotion; the newest ones decide.",
     )
     NOT_PROMOTED = (
         *("not_promoted", "!", "Not promoted", "look"),

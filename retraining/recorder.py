@@ -22,6 +22,7 @@ from retraining.registry import Registry
 from retraining.registry.facts import (
     EVENT_PROBATION,
     EVENT_PROMOTION,
+    LOOK_FILE,
     MONITORING_RUN,
     RETRAINING_RUN,
     TAG_DESCRIPTION,
@@ -143,7 +144,10 @@ class Recorder:
             yield register
 
     def judged(self, cycle: Cycle, verdict: Verdict) -> None:
-        """Store the verdict with the challenger's version: from here on it has been judged."""
+        """Remember the look, then store the verdict with the challenger's version."""
+        if cycle.look is not None:
+            Journal(cycle.settings.home).append(cycle.look)
+            cycle.registry.runs.log_file(cycle.look.to_bytes(), LOOK_FILE, cycle.monitoring_run)
         if cycle.rival is not None:
             explanation = records.version_description(verdict)
             cycle.registry.judgements.record(cycle.rival, verdict.as_dict(), explanation)
@@ -178,12 +182,13 @@ class Recorder:
 
         Notes
         -----
-        The page, on which nothing depends, comes first, so that a store which fails from here on
-        is noticed by the note that must be there: later nights ask it what was judged, lost and
-        on probation.
+        The page, on which nothing depends, comes first. The journal, which later nights ask what
+        was judged, comes before the run, which they ask who is on probation: `recovery` completes
+        the one from the other.
         """
         cycle.result = result
         keep.keep_page(cycle)
+        Journal(cycle.settings.home).append(records.judged_entry(cycle, result))
         tags = {
             TAG_OUTCOME: result.outcome.value,
             TAG_MESSAGE: result.message,

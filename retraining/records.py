@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from retraining.cycle import Cycle, CycleResult, RecordingResult, out_of_fold_by_hash
+from retraining.cycle import (
+    Challenger,
+    Cycle,
+    CycleResult,
+    Monitoring,
+    RecordingResult,
+    out_of_fold_by_hash,
+)
 from retraining.ground_truth import PARKED
 from retraining.journal import COPY, WHOLE, Replaced
+from retraining.looks import Judged, Look, Past
 from retraining.outcome import Outcome
 from retraining.registry.facts import (
+    DECIDED_ON,
     OUT_OF_FOLD_FILE,
     PROBATION_FILE,
     Dataset,
@@ -19,8 +28,9 @@ from retraining.registry.facts import (
     RunRecord,
 )
 from retraining.settings import Settings
-from retraining.text import error_text, number_text, printable
+from retraining.text import error_text, now, number_text, printable
 from retraining.training import ERROR, PREDICTED_COUNT, TRUE_COUNT, TrainedModel
+from retraining.windows import newest_in_words
 
 if TYPE_CHECKING:
     from retraining.gate import Verdict
@@ -43,8 +53,10 @@ def monitoring_record(cycle: Cycle) -> RunRecord:
     metrics = {
         "mean_error_low": monitoring.interval_low,
         "mean_error_high": monitoring.interval_high,
+        "mean_error_of_all": monitoring.mean_of_all,
         "max_error": float(errors[ERROR].max()),
         "recordings": len(errors),
+        DECIDED_ON: len(cycle.decided.files),
     }
     if TRUE_COUNT in errors and PREDICTED_COUNT in errors:
         metrics["mean_count_bias"] = float((errors[PREDICTED_COUNT] - errors[TRUE_COUNT]).mean())
@@ -102,6 +114,68 @@ def version_description(verdict: Verdict) -> str:
     return f"{word} {datetime.date.today().isoformat()}: {verdict.explain()}"
 
 
+# --- What the home remembers ---
+
+
+def look(cycle: Cycle, challenger: Challenger, verdict: Verdict) -> Look:
+    """Return what is remembered of a comparison, whatever becomes of it."""
+    from retraining.resampling import mean_interval
+
+    window, decided = cycle.window, cycle.decided
+    production = cycle.errors[ERROR].loc[window.names]
+    held_out, hashes = challenger.out_of_fold, decided.hashes
+    rival = [held_out[sha256] for sha256 in hashes.values() if sha256 in held_out]
+    return Look(
+        model_name=cycle.settings.model_name,
+        version=cycle.champion.number,
+        question=cycle.question,
+        cycle=cycle.id,
+        recordings=_unjudged(cycle),
+        learnt=challenger.manifest.digest,
+        compared=window.recordings,
+        mean_error=float(production.mean()),
+        mean_error_low=mean_interval(
+            production, [window.sessions[name] for name in window.names], at_least=0.0
+        )[0],
+        challenger=challenger.version.number if challenger.version else 0,
+        challenger_mean_error=sum(rival) / len(rival),
+        threshold=cycle.threshold,
+        promote=verdict.promote,
+        at=now(),
+    )
+
+
+def judged_entry(cycle: Cycle, result: CycleResult) -> Judged:
+    """Return what is remembered of a verdict: the next night does not ask the same."""
+    return Judged(
+        model_name=cycle.settings.model_name,
+        version=cycle.champion.number,
+        question=cycle.question,
+        cycle=cycle.id,
+        recordings=_unjudged(cycle),
+        outcome=result.outcome.value,
+        what=_found(cycle, result),
+        at=now(),
+    )
+
+
+def _unjudged(cycle: Cycle) -> list[str]:
+    before = cycle.past.judged_by(cycle.champion.number, cycle.question)
+    return [one for one in cycle.batch.recordings if one not in before]
+
+
+def _found(cycle: Cycle, result: CycleResult) -> str:
+    """Return what was found, in words for the night that asks again."""
+    if result.outcome is Outcome.HEALTHY and cycle.monitoring:
+        return f"production was healthy ({error_text(cycle.monitoring.mean_error, cycle.unit)})"
+    rival = f"version {cycle.rival.number}" if cycle.rival else "a model"
+    if result.outcome is Outcome.ROLLED_BACK:
+        return f"production lost its probation against {rival}"
+    reasons = f"not promoted ({', '.join(cycle.verdict.reasons)})" if cycle.verdict else "judged"
+    promoted = result.outcome is Outcome.PROMOTED
+    return f"its challenger, {rival}, was {'promoted' if promoted else reasons}"
+
+
 # --- What became of the files ---
 
 
@@ -153,18 +227,19 @@ def already_judged(cycle: Cycle, earlier: str) -> CycleResult:
         f"nothing new: these {n_files} recordings were judged before: {earlier}; "
         "--force judges them again",
         {"production": cycle.champion.number, "recordings": n_files},
-        stuck=stuck_text(cycle.settings, cycle.champion.number, cycle.lost_batches),
+        stuck=stuck_text(cycle.settings, cycle.champion.number, cycle.past),
     )
 
 
-def stuck_text(settings: Settings, production: int, lost_batches: Collection[str]) -> str:
+def stuck_text(settings: Settings, production: int, past: Past) -> str:
     """Say why a person is needed; empty while nobody is."""
-    if len(lost_batches) < settings.stuck_after:
+    n_lost = past.lost_in_a_row(production)
+    if n_lost < settings.stuck_after:
         return ""
     return (
-        f"stuck: production version {production} is above the threshold and its challengers "
-        f"lost on {len(lost_batches)} batches in a row; a person is needed: look at the reasons, "
-        "check the labels, then add recordings or improve the training module"
+        f"stuck: production version {production} is surely above the threshold and its challengers "
+        f"lost {n_lost} looks in a row, each mostly at other recordings; a person is needed: look "
+        "at the reasons, check the labels, then add recordings or improve the training module"
     )
 
 
@@ -183,11 +258,13 @@ def healthy(cycle: Cycle) -> CycleResult:
         Outcome.HEALTHY,
         f"healthy: production version {production} errs by "
         f"{error_text(monitoring.mean_error, unit)} (95 % interval {low} to {high}) on "
-        f"{len(cycle.batch.files)} new recordings, {allowed}",
+        f"{_judged_on(cycle, monitoring)}, {allowed}",
         {
             "production": production,
             "recordings": len(cycle.batch.files),
+            "decided_on": len(cycle.decided.files),
             "mean_error": monitoring.mean_error,
+            "mean_error_of_all": monitoring.mean_of_all,
             "mean_error_interval": [monitoring.interval_low, monitoring.interval_high],
             "threshold": cycle.threshold,
             "decide": cycle.settings.decide,
@@ -204,8 +281,7 @@ def judged(cycle: Cycle, verdict: Verdict) -> CycleResult:
     if verdict.promote:
         message = f"promoted: {name} replaces version {old}: {verdict.explain()}"
     else:
-        lost = {*cycle.lost_batches, cycle.batch.fingerprint}
-        stuck = stuck_text(cycle.settings, old, lost)
+        stuck = stuck_text(cycle.settings, old, cycle.past.and_then(cycle.look))
         message = f"not promoted: production stays version {old}, {name}: {verdict.explain()}"
         message += f"; {stuck}" if stuck else ""
     return CycleResult(
@@ -241,8 +317,19 @@ def _compared(cycle: Cycle, number: int | None, verdict: Verdict) -> dict[str, o
         "champion": cycle.champion.number,
         "challenger": number,
         "recordings": len(cycle.batch.files),
+        "decided_on": len(cycle.decided.files),
+        "compared_on": verdict.n_recordings,
         "verdict": verdict.as_dict(),
     }
+
+
+def _judged_on(cycle: Cycle, monitoring: Monitoring) -> str:
+    """Say on which recordings production was judged, and its mean error on all if they are more."""
+    n_all, n_decided = len(cycle.batch.files), len(cycle.decided.files)
+    said = f"{newest_in_words(n_decided, n_all)} new recordings"
+    if n_all == n_decided:
+        return said
+    return f"{said} ({error_text(monitoring.mean_of_all, cycle.unit)} on all)"
 
 
 # --- What --verbose shows ---

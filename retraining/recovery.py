@@ -17,6 +17,7 @@ from retraining import ground_truth, notices
 from retraining.errors import PipelineError, TryLaterError
 from retraining.files import remove_left_overs, sync_folder, write_durably
 from retraining.journal import Journal
+from retraining.looks import Judged, Look
 from retraining.registry import Registry, open_registry
 from retraining.settings import Settings
 from retraining.text import now
@@ -96,12 +97,26 @@ def _end_dead_cycle(settings: Settings, registry: Registry, cycle_id: str) -> No
     """Close its runs, complete its outcome, delete its half-made version, tell what it changed."""
     production = registry.production.number()
     registry.runs.close_left_over(cycle_id, production)
-    registry.judgements.complete_outcome(cycle_id)
+    _complete_outcome(settings, registry, cycle_id)
     kept = {production, registry.production.previous_number()}
     registry.versions.delete_unfinished(cycle_id, kept)
     # At least once: what was told before the power failed may be told again.
     notices.announce_change(settings, registry, cycle_id)
     notices.announce_lost_probation(settings, registry, cycle_id)
+
+
+def _complete_outcome(settings: Settings, registry: Registry, cycle_id: str) -> None:
+    """Let the journal and the monitoring run say to what a dead cycle had come."""
+    journal = Journal(settings.home)
+    memory = journal.read()
+    judged = next((one for one in memory.all(Judged) if one.cycle == cycle_id), None)
+    outcome = judged.outcome if judged else ""
+    if judged is None and (found := registry.judgements.outcome_of(cycle_id)):
+        outcome = found.value
+        looks = [one for one in memory.all(Look) if one.cycle == cycle_id]
+        journal.append(*(look.ended(outcome, "its challenger was compared") for look in looks))
+    if outcome:
+        registry.judgements.complete_outcome(cycle_id, outcome)
 
 
 def archive(settings: Settings, trained_on: Mapping[str, str]) -> list[str]:

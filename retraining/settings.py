@@ -17,7 +17,7 @@ from typing import Any
 
 from retraining.errors import PipelineError, UsageError
 
-JSON_SCHEMA_VERSION = 1
+JSON_SCHEMA_VERSION = 2
 """Of every JSON document that goes to another program; grows when a field changes its meaning."""
 SCRIPTS = Path(__file__).resolve().parents[1]
 """The folder of the three scripts: the default home, and where training modules are looked for."""
@@ -52,8 +52,8 @@ def _setting(
 
 
 VERDICT_SETTINGS = (
-    *("threshold", "decide", "significance", "peeking", "min_improvement", "max_regression"),
-    *("n_folds", "random_state"),
+    *("min_new_files", "window", "threshold", "decide", "significance", "min_improvement"),
+    *("max_regression", "n_folds", "random_state"),
 )
 
 
@@ -89,7 +89,18 @@ class Settings:
         choices=("local", "uv", "virtualenv"),
     )
     min_new_files: int = _setting(
-        15, "new recordings that start a cycle", unit="files", at_least=1, at_most=100_000
+        15,
+        "new recordings that start a cycle; the newest so many decide",
+        unit="files",
+        at_least=1,
+        at_most=100_000,
+    )
+    window: int = _setting(
+        30,
+        "newest new recordings that two models are compared on, never fewer than --min-new-files",
+        unit="files",
+        at_least=1,
+        at_most=100_000,
     )
     threshold: float | None = _setting(
         None,
@@ -106,14 +117,9 @@ class Settings:
     )
     significance: float = _setting(
         0.05,
-        "largest chance that an equal model is promoted; 1: the lower mean error wins",
+        "largest chance that an equal model is promoted at a look; 1: the lower mean error wins",
         at_least=1e-6,
         at_most=1,
-    )
-    peeking: str = _setting(
-        "spend",
-        "spend: the p-value holds over all looks at a champion together; ignore: for each look",
-        choices=("spend", "ignore"),
     )
     min_improvement: float = _setting(
         0.0,
@@ -128,7 +134,11 @@ class Settings:
         at_most=100_000,
     )
     stuck_after: int = _setting(
-        3, "batches lost by challengers in a row until a person is called", at_least=1, at_most=1000
+        3,
+        "looks lost by challengers in a row, on recordings of which most are others, until a "
+        "person is called",
+        at_least=1,
+        at_most=1000,
     )
     n_folds: int = _setting(
         5, "folds of the cross-validation by file, or by session", at_least=2, at_most=100

@@ -6,13 +6,23 @@ Whoever may edit a tag or an artifact in the store cannot edit the journal.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 from retraining.errors import PipelineError, TryLaterError
 from retraining.journal import Journal, Vouch
+from retraining.looks import Look
+from retraining.outcome import Outcome
 from retraining.registry import Registry
-from retraining.registry.facts import TAG_ARTIFACT_HASH, TAG_MANIFEST_HASH, RegisteredVersion
+from retraining.registry.facts import (
+    LOOK_FILE,
+    TAG_ARTIFACT_HASH,
+    TAG_MANIFEST_HASH,
+    RegisteredVersion,
+)
 from retraining.settings import Settings
+from retraining.text import printable
 
+MOST_LOOKS = 1000
 logger = logging.getLogger("pipeline")
 
 
@@ -60,12 +70,35 @@ def seed(settings: Settings, registry: Registry) -> None:
             raise
         except PipelineError as error:
             refused.append(f"not for version {number} ({error})")
-    journal.append(*vouches)
+    journal.append(*vouches, *_looks_of_runs(settings, registry))
     if not (vouches or refused):  # a first registration, which says itself what it registers
         return
     said = [" and ".join(f"version {one.version}" for one in vouches) or "no version", *refused]
     level = logging.WARNING if refused else logging.INFO
     logger.log(level, "began %s: it vouches for %s", journal.path, ", ".join(said))
+
+
+def _looks_of_runs(settings: Settings, registry: Registry) -> Iterator[Look]:
+    """Give the looks that the monitoring runs keep, the oldest first.
+
+    One that cannot be read is as good as known: it counts against the next challenger.
+    """
+    compared = {Outcome.PROMOTED.value, Outcome.NOT_PROMOTED.value}
+    for run in reversed(registry.runs.monitored(limit=MOST_LOOKS)):
+        content = registry.runs.artifact(run.run_id, LOOK_FILE)
+        # An older pipeline kept none.
+        if content is None and (run.outcome not in compared or not run.n_decided):
+            continue
+        try:
+            yield Look.from_bytes(content or b"")
+        except ValueError as error:
+            logger.warning(
+                "%s of run %s cannot be read (%s): it counts as a look at the same recordings",
+                *(LOOK_FILE, run.run_id, printable(error)),
+            )
+            yield Look.unknown(
+                settings.model_name, int(run.version) if run.version.isdigit() else 0
+            )
 
 
 def _verified(settings: Settings, registry: Registry, version: RegisteredVersion) -> Vouch:

@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 
 from retraining import command_line
-from retraining.command_line import Command, OneLineParser, add_settings, print_result
+from retraining.command_line import (
+    Command,
+    OneLineParser,
+    add_settings,
+    combinations,
+    print_result,
+    read_settings,
+)
+from retraining.errors import UsageError
 from retraining.outcome import Outcome
 from retraining.settings import SCRIPTS, Settings
 
@@ -144,6 +152,54 @@ class TestFlags:
         parser = OneLineParser()
         add_settings(parser, only=("home", "n_jobs"))
         assert vars(parser.parse_args(["--n-jobs", "2"])) == {"home": None, "n_jobs": "2"}
+
+
+class TestCombinations:
+    """Flags that take several values."""
+
+    @staticmethod
+    def read(*words: str) -> list[Settings]:
+        """Return the settings that a command line names."""
+        parser = OneLineParser()
+        add_settings(parser, several=("threshold", "window", "decide"))
+        options = parser.parse_args(words)
+        return combinations(read_settings(options, {"PIPELINE_THRESHOLD": "7"}), options)
+
+    def test_each_with_each(self) -> None:
+        """In the order of the values; a value counts once, and spaces do not."""
+        found = self.read("--threshold", "5, 8,5", "--decide", "point,bound", "--n-folds", "3")
+        assert [(one.threshold, one.decide) for one in found] == [
+            *((5.0, "point"), (5.0, "bound")),
+            *((8.0, "point"), (8.0, "bound")),
+        ]
+        assert {one.n_folds for one in found} == {3}
+
+    def test_without_them_there_is_one(self) -> None:
+        """That of the environment and the defaults."""
+        assert self.read() == [Settings(threshold=7.0)]
+
+    def test_the_environment_holds_one_value(self) -> None:
+        """A crontab's setting is one night's."""
+        parser = OneLineParser()
+        add_settings(parser, several=("window",))
+        options = parser.parse_args([])
+        with pytest.raises(UsageError, match="PIPELINE_WINDOW '5,8': must be an integer"):
+            read_settings(options, {"PIPELINE_WINDOW": "5,8"})
+
+    @pytest.mark.parametrize(
+        ("words", "complaint"),
+        [
+            (("--threshold", "5,x"), "--threshold 'x': must be a number"),
+            (("--threshold", "5,,8"), "--threshold '': must be a number"),
+            (("--window", "30,1.5"), "--window '1.5': must be an integer"),
+            (("--window", "30,0"), "--window 0: must be from 1 to 100000 files"),
+            (("--decide", "point,guess"), "--decide 'guess': must be one of point, bound"),
+        ],
+    )
+    def test_each_value_is_checked(self, words: tuple[str, str], complaint: str) -> None:
+        """And named."""
+        with pytest.raises(UsageError, match=complaint):
+            self.read(*words)
 
 
 @pytest.fixture
@@ -391,7 +447,7 @@ class TestResult:
         print_result("healthy", facts, as_json=True)
         out = capsys.readouterr().out
         assert out.count("\n") == 1
-        assert json.loads(out) == {"schema_version": 1, **facts}
+        assert json.loads(out) == {"schema_version": 2, **facts}
 
     def test_several_lines_are_given_as_such(self, capsys: pytest.CaptureFixture[str]) -> None:
         """A line break within one is of a name from outside, and only shown."""

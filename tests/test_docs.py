@@ -28,7 +28,7 @@ import pytest
 from conftest import BATCH, ROOT, free_port
 from sample_gts import write_recordings
 
-from pipeline_orchestrator import RUN
+from pipeline_orchestrator import REPLAY, RUN
 from retraining import notices
 from retraining.commands import COMMANDS
 from retraining.errors import EXIT_ERROR, EXIT_SIGNAL_BASE, EXIT_STATUSES, EXIT_USAGE
@@ -40,7 +40,7 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 MEASURED = {f"docs/{name}.md" for name in ("benchmarks", "crash_sweep", "outage_sweep")} | {
-    f"docs/{name}.md" for name in ("gate", "real_splits")
+    f"docs/{name}.md" for name in ("drift_halves", "gate", "real_splits")
 }
 """Written by programs of tests/tools/."""
 DOCUMENTS = "\n".join(text for name, text in PAGES.items() if name not in MEASURED)
@@ -48,7 +48,7 @@ README, OPERATIONS = PAGES["README.md"], PAGES["docs/operations.md"]
 SERVING, OWN_MODEL = PAGES["docs/serving.md"], PAGES["docs/own_model.md"]
 LARGEST_README_BYTES = 12_000
 WORDS_OF_A_SENTENCE = 7
-COMMAND_NAMES = [command.name for command in (RUN, *COMMANDS)]
+COMMAND_NAMES = [command.name for command in (RUN, *COMMANDS, REPLAY)]
 SCRIPTS = (
     *("pipeline_orchestrator.py", "register_first_model.py", "train_classification_model.py"),
     "docs/own_model/make_samples.py",

@@ -496,7 +496,7 @@ class TestDecide:
         self, decide: str, mean_error: float, low: float, retrain: bool
     ) -> None:
         """A missing error is never healthy."""
-        monitoring = Monitoring(pd.DataFrame(), mean_error, low, 14.0)
+        monitoring = Monitoring(pd.DataFrame(), mean_error, low, 14.0, mean_of_all=9.0)
         assert should_retrain(monitoring, 10.0, decide) is retrain
 
     def test_a_bound_above_the_mean_error_waits(self, home: Path, settings_of: SettingsOf) -> None:
@@ -509,7 +509,10 @@ class TestDecide:
         assert low < 25 < result.facts["mean_error"] < high
         assert f"(95 % interval {low:.1f} to {high:.1f})" in result.message
         assert "the lower end may be at most 25 %" in result.message
-        assert run_orchestrator(settings).outcome is Outcome.PROMOTED
+        # So near to the threshold, hardly any swap of errors leaves production above it.
+        result = run_orchestrator(settings)
+        assert result.outcome is Outcome.NOT_PROMOTED
+        assert "given that production was over its threshold" in result.message
 
 
 class TestNoPromotion:
@@ -546,9 +549,6 @@ class TestNoPromotion:
         assert (verdict["n_recordings"], verdict["n_sessions"]) == (BATCH, n_sessions)
         assert verdict["promote"] is promoted
         (enough,) = [one for one in verdict["criteria"] if "models differ" in one["name"]]
-        registry = registry_of(settings)
-        champion = registry.versions.get(1)
-        assert registry.judgements.earlier_looks(champion) == [n_sessions]
         if promoted:
             assert enough["name"] == "recordings on which the models differ"
             return
@@ -559,21 +559,13 @@ class TestNoPromotion:
 
     @pytest.mark.slow
     def test_a_new_recording_asks_again(self, home: Path, settings_of: SettingsOf) -> None:
-        """More evidence: the batch is another one; the second look has a smaller share."""
+        """More evidence: the batch is another one, and the look as good as the first."""
         settings = settings_of(home, min_improvement=90)
-        limits = [self.limit(run_orchestrator(settings))]
+        limits = [run_orchestrator(settings).facts["verdict"]["criteria"][3]["limit"]]
         write_recordings(home / "new_gts", 1, "new", seed=9, prefix="late")
-        limits.append(self.limit(run_orchestrator(settings)))
+        limits.append(run_orchestrator(settings).facts["verdict"]["criteria"][3]["limit"])
         assert counts(settings)[1] == 3
-        assert limits == pytest.approx([0.04, 0.01 * 6 * (1 / 6 - 1 / 7)])
-
-    def limit(self, result: Any) -> float:
-        """Return the p-value that a rejected challenger needed."""
-        assert result.outcome is Outcome.NOT_PROMOTED
-        (criterion,) = [
-            one for one in result.facts["verdict"]["criteria"] if one["name"].startswith("p-value")
-        ]
-        return float(criterion["limit"])
+        assert limits == [0.05, 0.05]
 
     def test_degraded_production_is_a_problem(self, home: Path, settings_of: SettingsOf) -> None:
         """`status` exits 1 while no challenger beats a production above the threshold."""
@@ -585,19 +577,20 @@ class TestNoPromotion:
     def test_losing_again_and_again_calls_a_person(
         self, home: Path, settings_of: SettingsOf, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """In the verdict, as a warning and in `status`, after `stuck_after` different batches."""
-        settings = settings_of(home, min_improvement=90, stuck_after=2)
+        """In the verdict, as a warning and in `status`, after `stuck_after` windows apart."""
+        limits = {"stuck_after": 2, "window": BATCH}
+        settings = settings_of(home, min_improvement=90, threshold=1, **limits)
         assert "stuck" not in run_orchestrator(settings).message
         assert "stuck" not in run_orchestrator(settings, force=True).message
-        write_recordings(home / "new_gts", 1, "new", seed=9, prefix="late")
+        write_recordings(home / "new_gts", BATCH, "new", seed=9, prefix="late")
         result = run_orchestrator(settings)
-        assert "stuck: production version 1 is above the threshold" in result.message
-        assert "lost on 2 batches in a row" in result.message
+        assert "stuck: production version 1 is surely above the threshold" in result.message
+        assert "lost 2 looks in a row" in result.message
         warnings = [one.message for one in caplog.records if one.levelname == "WARNING"]
         assert warnings == [result.stuck]
         assert status(settings, None)["problems"] == [result.stuck]
         assert run_orchestrator(settings).stuck == result.stuck
-        healthy = settings_of(home, threshold=1000, stuck_after=2)
+        healthy = settings_of(home, threshold=1000, **limits)
         assert run_orchestrator(healthy).outcome is Outcome.HEALTHY
         assert status(settings, None)["problems"] == []
 
@@ -974,7 +967,7 @@ class TestCommandLine:
         """With a schema version."""
         done = script("pipeline_orchestrator.py", "run", "--json", *self.words(), home=home)
         document = json.loads(done.stdout)
-        assert document["schema_version"] == 1
+        assert document["schema_version"] == 2
         assert document["outcome"] == "healthy"
 
     def test_quiet_prints_nothing(self, home: Path) -> None:

@@ -153,12 +153,13 @@ class TestCorrections:
     def test_a_waiting_file_keeps_its_name_and_counts(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
-        """It was never learnt: its corrected labels are evidence as any."""
+        """It was never learnt: its corrected labels count as any, and bring nothing new."""
         waiting = home / "new_gts" / "new_01.csv"
         old = waiting.read_bytes()
         run_orchestrator(settings_of(home, threshold=1000))
         new = relabel(waiting, home / "new_gts" / "again.csv").read_bytes()
-        result = run_orchestrator(settings_of(home, threshold=1000))
+        assert run_orchestrator(settings_of(home, threshold=1000)).outcome is Outcome.ALREADY_JUDGED
+        result = run_orchestrator(settings_of(home, threshold=999))
         assert waiting.read_bytes() == new
         (kept,) = (home / "used_gts" / "replaced").iterdir()
         assert kept.read_bytes() == old

@@ -58,26 +58,28 @@ class TestFields:
         assert len(set(names.values())) == len(names)
 
     def test_the_defaults_are_those_of_the_design(self) -> None:
-        """15 files, 10 percent, 5 percent, no minimum gain, 2 points, 5 folds."""
+        """15 files, windows of 15 and 30, 10 percent, 5 percent, no least gain, 2 points."""
         threshold = threshold_of(Settings(), load_training_module(Settings()))
         assert Settings().of_the_verdict(threshold) == {
+            "min_new_files": 15,
+            "window": 30,
             "threshold": 10,
             "decide": "point",
             "significance": 0.05,
             "min_improvement": 0,
             "max_regression": 2,
-            "peeking": "spend",
             "n_folds": 5,
             "random_state": 42,
         }
-        assert Settings().min_new_files == 15
         assert not Settings().allow_pickle
 
     def test_only_what_a_verdict_depends_on_changes_its_fingerprint(self) -> None:
         """The same question is not asked twice, another one is."""
         usual = Settings().verdict_fingerprint("code", 10)
-        assert Settings(n_jobs=1, min_new_files=3).verdict_fingerprint("code", 10) == usual
+        assert Settings(n_jobs=1, stuck_after=9).verdict_fingerprint("code", 10) == usual
         others = [
+            Settings(min_new_files=3),
+            Settings(window=15),
             Settings(significance=1),
             Settings(min_improvement=1),
             Settings(max_regression=1),
@@ -85,7 +87,7 @@ class TestFields:
             Settings(random_state=1),
         ]
         prints = {one.verdict_fingerprint("code", 10) for one in others}
-        assert len({usual, *prints, Settings().verdict_fingerprint("code", 11)}) == 7
+        assert len({usual, *prints, Settings().verdict_fingerprint("code", 11)}) == 9
 
     def test_the_threshold_is_the_modules_unless_the_operator_sets_one(self) -> None:
         """Setting what the module says anyway asks no other question, and is told no other way."""

@@ -1541,12 +1541,26 @@ class TestCountErrors:
                 id="errors that cancel",
             ),
             pytest.param(
-                [(True, True, "Y"), *[(True, True, "N")] * 3], (4, 1, 75), id="three missed"
+                [*[(True, True, "Y")] * 9, *[(True, True, "N")] * 3],
+                (12, 9, 25),
+                id="three missed of twelve",
             ),
             pytest.param(
-                [(True, True, "Y"), *[(True, False, "Y")] * 2], (1, 3, 200), id="two too many"
+                [*[(True, True, "Y")] * 10, *[(True, False, "Y")] * 2],
+                (10, 12, 20),
+                id="two too many of ten",
             ),
-            pytest.param([(True, False, "Y")] * 3, (0, 3, 300), id="no stem: divided by 1"),
+            pytest.param(
+                [*[(True, True, "Y")] * 9, (True, False, "Y")],
+                (9, 10, 10),
+                id="nine stems count as ten",
+            ),
+            pytest.param(
+                [(True, True, "Y"), *[(True, False, "Y")] * 3],
+                (1, 4, 30),
+                id="one stem counts as ten",
+            ),
+            pytest.param([(True, False, "Y")] * 3, (0, 3, 30), id="no stem counts as ten"),
             pytest.param([(True, False, "N")] * 3, (0, 0, 0), id="no stem, none predicted"),
             pytest.param(
                 [(True, True, "Y"), (False, True, "Y"), (False, None, "Y")],
@@ -1556,7 +1570,7 @@ class TestCountErrors:
             pytest.param([(False, None, "Y")], (0, 0, 0), id="nothing counted"),
             pytest.param(
                 [(True, True, "YYN"), (True, True, "YN"), (True, True, "YNN")],
-                (3, 1, 100 * 2 / 3),
+                (3, 1, 20),
                 id="majority of the rows",
             ),
         ],
@@ -1564,7 +1578,7 @@ class TestCountErrors:
     def test_the_error_is_as_worked_out_by_hand(
         self, objects: list[tuple[bool, bool | None, str]], expected: tuple[float, ...]
     ) -> None:
-        """True and predicted number of stems, and 100 |true - predicted| / max(true, 1)."""
+        """True and predicted number of stems, and 100 |true - predicted| / max(true, 10)."""
         rows, predicted = labelled("a.csv", *objects)
         errors = count_errors(rows, np.array(predicted))
         assert list(errors.columns) == ["true_count", "predicted_count", "error_percent"]
@@ -1582,10 +1596,22 @@ class TestCountErrors:
         errors = count_errors(rows.iloc[order], predicted[order])
         assert {file: row.tolist() for file, row in errors.iterrows()} == {
             "z.csv": [0, 0, 0],
-            "a.csv": [2, 1, 50],
+            "a.csv": [2, 1, 10],
             "b.csv": [1, 1, 0],
         }
         assert errors.index.name == "file"
+
+    def test_one_tiny_recording_does_not_outweigh_fourteen_others(self) -> None:
+        """3 % everywhere and one stem counted as five: 5.5 % on average, where it was 29 %."""
+        fourteen = [
+            labelled(f"{number}.csv", *[(True, True, "Y")] * 97, *[(True, True, "N")] * 3)
+            for number in range(14)
+        ]
+        tiny = labelled("tiny.csv", (True, True, "Y"), *[(True, False, "Y")] * 4)
+        tables, predictions = zip(*fourteen, tiny, strict=True)
+        errors = count_errors(pd.concat(tables, ignore_index=True), np.concatenate(predictions))
+        assert errors["error_percent"].tolist() == pytest.approx([3.0] * 14 + [40.0])
+        assert errors["error_percent"].mean() == pytest.approx(82 / 15)
 
     @pytest.mark.parametrize("shape", [(3,), (5,), (4, 1), ()])
     def test_predictions_of_another_shape_are_refused(self, shape: tuple[int, ...]) -> None:
@@ -1631,6 +1657,7 @@ class TestTraining:
         assert result.out_of_fold["true_count"].tolist() == stems
         assert result.in_sample["true_count"].tolist() == stems
         differences = (result.out_of_fold["predicted_count"] - stems).abs()
+        assert min(stems) >= 10
         expected = [100 * d / s for d, s in zip(differences, stems, strict=True)]
         assert result.out_of_fold["error"].tolist() == pytest.approx(expected)
         assert result.mean_error == pytest.approx(sum(expected) / 6)

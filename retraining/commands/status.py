@@ -15,13 +15,15 @@ from retraining.errors import EXIT_DONE, EXIT_ERROR, PipelineError, TryLaterErro
 from retraining.files import waiting_names
 from retraining.ground_truth import PARKED
 from retraining.inventory import Inventory, take_inventory
-from retraining.journal import Journal
+from retraining.journal import Journal, Memory
+from retraining.looks import Past
 from retraining.outcome import Outcome
 from retraining.registry import Registry, open_registry
 from retraining.registry.facts import MonitoredBatch, RegisteredVersion
 from retraining.settings import Settings, check_home
 from retraining.text import as_local_time, error_text, number_text
 from retraining.training import load_training_module
+from retraining.windows import newest_in_words
 
 SHOWN_CYCLES = 10
 BARS = "▁▂▃▄▅▆▇█"
@@ -57,16 +59,18 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
     overdue = _overdue(last_run, max_age_hours)
     if overdue:
         notices.call_for_attention(settings, "overdue", overdue)
-    lost_batches = registry.judgements.lost_batches(champion)
-    stuck = records.stuck_text(settings, champion.number, lost_batches)
-    inventory = _inventory(settings, registry, champion)
+    memory = Journal(settings.home).read()
+    past = Past.of(memory, settings.model_name)
+    stuck = records.stuck_text(settings, champion.number, past)
+    inventory = _inventory(settings, registry, champion, memory)
     problems = [overdue, _failed(last_run), stuck or _degraded(monitored, champion)]
+    problems += [_still_above(past, champion, monitored)]
     problems += inventory.unexplained
     return {
         "production": champion.number,
         "production_since": _production_since(registry, champion),
         "threshold": _threshold(settings, monitored),
-        "waiting": len(waiting_names(settings.new_gts)),
+        **_waiting(settings, memory, past, champion),
         "min_new_files": settings.min_new_files,
         "rejected": ground_truth.rejected_names(settings),
         "parked": [one.name for one in ground_truth.rejected_files(settings) if one.kind == PARKED],
@@ -80,6 +84,7 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
                 "mean_error": one.mean_error,
                 "unit": one.unit,
                 "recordings": one.n_recordings,
+                "decided_on": one.n_decided or one.n_recordings,
                 "outcome": one.outcome,
             }
             for one in monitored
@@ -88,14 +93,56 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
     }
 
 
-def _inventory(settings: Settings, registry: Registry, champion: RegisteredVersion) -> Inventory:
+def _waiting(
+    settings: Settings, memory: Memory, past: Past, champion: RegisteredVersion
+) -> dict[str, Any]:
+    """Count the files in new_gts/, and those of them that production was judged on."""
+    names = waiting_names(settings.new_gts)
+    first_seen, judged = memory.first_seen(), past.judged_by(champion.number)
+    contents = ground_truth.hashes_in(settings.new_gts) if judged else {}
+    n_judged = sum(
+        sha256 in first_seen and first_seen[sha256].identity in judged for sha256 in contents
+    )
+    last = past.last(champion.number)
+    return {
+        "waiting": len(names),
+        "judged": n_judged,
+        "unseen": len(names) - n_judged,
+        "last_verdict": last.outcome if last else None,
+    }
+
+
+def _still_above(
+    past: Past, champion: RegisteredVersion, monitored: Sequence[MonitoredBatch]
+) -> str:
+    """Say that production was above the threshold when it was promoted, until it is judged."""
+    promoted = [
+        one
+        for one in past.looks
+        if one.promote and one.challenger == champion.number and one.version != champion.number
+    ]
+    if not promoted or past.last(champion.number):
+        return ""
+    look, unit = promoted[-1], monitored[0].unit if monitored else ""
+    if not look.challenger_mean_error > look.threshold:
+        return ""
+    return (
+        f"above: version {champion.number} was promoted at "
+        f"{error_text(look.challenger_mean_error, unit)}, still above the threshold of "
+        f"{look.threshold:g} {unit}; add recordings or improve the training module"
+    )
+
+
+def _inventory(
+    settings: Settings, registry: Registry, champion: RegisteredVersion, memory: Memory
+) -> Inventory:
     try:
         manifest = registry.versions.manifest(champion)
     except TryLaterError:
         raise
     except PipelineError as error:
         return Inventory(unexplained=(str(error),))
-    return take_inventory(settings, manifest, Journal(settings.home).read())
+    return take_inventory(settings, manifest, memory)
 
 
 def _overdue(last_run: Mapping[str, Any], max_age_hours: float | None) -> str:
@@ -151,7 +198,7 @@ def as_lines(state: Mapping[str, Any]) -> list[str]:
     lines = [
         f"production: version {state['production']} since {state['production_since']}",
         f"waiting: {state['waiting']} of {state['min_new_files']} new files, "
-        f"{len(state['rejected'])} rejected",
+        f"{_judged_in_words(state)}{len(state['rejected'])} rejected",
         f"last run: {last_run['at']}: {last_run['message']}" if last_run else "last run: never",
     ]
     lines += state["training_data"]
@@ -176,11 +223,18 @@ def as_lines(state: Mapping[str, Any]) -> list[str]:
         )
     lines += [
         f"cycle {one['at']}: version {one['version']} "
-        f"{error_text(one['mean_error'], one['unit'])} on {one['recordings']} recordings, "
-        f"{one['outcome']}"
+        f"{error_text(one['mean_error'], one['unit'])} on "
+        f"{newest_in_words(one['decided_on'], one['recordings'])} recordings, {one['outcome']}"
         for one in cycles
     ]
     return [*lines, *state["problems"]]
+
+
+def _judged_in_words(state: Mapping[str, Any]) -> str:
+    if not state["judged"]:
+        return ""
+    verdict = str(state["last_verdict"]).replace("_", " ")
+    return f"{state['judged']} judged and {verdict}, {state['unseen']} unseen, "
 
 
 def sparkline(values: Sequence[float]) -> str:

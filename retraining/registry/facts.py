@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from retraining.errors import PipelineError
+from retraining.files import hash_bytes
 from retraining.text import printable
+from retraining.windows import newest_in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +30,7 @@ MANIFEST_FILE = "training_files.json"
 OUT_OF_FOLD_FILE = "out_of_fold_errors.json"
 COMPARISON_FILE = "comparison.json"
 PROBATION_FILE = "probation.json"
+LOOK_FILE = "look.json"
 REPORT_FILE = "cycle_report.html"
 
 TAG_DESCRIPTION = "mlflow.note.content"
@@ -62,6 +65,7 @@ EVENT_REGISTRATION = "registration"
 EVENT_PROMOTION = "promotion"
 EVENT_ROLLBACK = "rollback"
 EVENT_PROBATION = "probation"
+DECIDED_ON = "recordings_decided_on"
 METRIC_BEFORE = "mean_error_before"
 METRIC_AFTER = "mean_error_after"
 OLDER_UNIT = "%"
@@ -209,8 +213,8 @@ class MonitoredBatch:
         Production at that time.
     batch
         Fingerprint of the recordings.
-    n_recordings
-        How many they were.
+    n_recordings, n_decided
+        How many they were, and how many of them decided; 0 where an older pipeline wrote none.
     mean_error, interval_low, interval_high
         Mean error and its 95 % interval, in `unit`; NaN where an older pipeline wrote none.
     threshold
@@ -230,6 +234,12 @@ class MonitoredBatch:
     unit: str
     threshold: float | None
     outcome: str
+    n_decided: int = 0
+
+    @property
+    def recordings_in_words(self) -> str:
+        """How many recordings decided, and of how many where they were not all."""
+        return newest_in_words(self.n_decided or self.n_recordings, self.n_recordings)
 
 
 @dataclass(frozen=True)
@@ -322,6 +332,11 @@ class Manifest:
     def names(self) -> dict[str, str]:
         """SHA-256 -> name."""
         return {one.sha256: one.name for one in self.files}
+
+    @property
+    def digest(self) -> str:
+        """Hash of which contents they are, whatever their names."""
+        return hash_bytes("\n".join(sorted(self.names)).encode())
 
     def to_bytes(self) -> bytes:
         """Return the JSON that is stored with the run."""

@@ -1,4 +1,4 @@
-"""What was judged before: verdicts of challengers, looks at a champion, lost batches."""
+"""The verdicts that versions and runs carry: written, and completed after a crash."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from retraining.registry.facts import (
     EVENT_PROBATION,
     EVENT_PROMOTION,
     INTERRUPTED,
-    TAG_BATCH,
-    TAG_CHAMPION,
     TAG_CYCLE,
     TAG_OUTCOME,
     TAG_REASONS,
@@ -26,7 +24,6 @@ from retraining.registry.facts import (
 from retraining.registry.runs import Runs
 from retraining.registry.store import Connection
 from retraining.registry.versions import Versions
-from retraining.text import error_text
 
 OUTCOME_OF_EVENT = {EVENT_PROMOTION: Outcome.PROMOTED, EVENT_PROBATION: Outcome.ROLLED_BACK}
 
@@ -58,50 +55,20 @@ class Judgements:
         word = VERDICT_PROMOTE if verdict["promote"] else VERDICT_REJECT
         self.versions.set_tag(version.number, TAG_VERDICT, word)
 
-    def before(self, question: Mapping[str, str]) -> str:
-        """Return what became of the same batch, champion and settings earlier, or nothing."""
-        for version in self.versions.with_tags(question):
-            verdict = version.read.text(TAG_VERDICT)
-            if verdict == VERDICT_REJECT:
-                reasons = version.read.text(TAG_REASONS)
-                return f"its challenger, version {version.number}, was not promoted ({reasons})"
-            if verdict == VERDICT_PROMOTE:
-                return f"its challenger, version {version.number}, was promoted and rolled back"
-        healthy = self.runs.monitored({**question, TAG_OUTCOME: Outcome.HEALTHY.value}, limit=1)
-        if healthy:
-            return f"production was healthy ({error_text(healthy[0].mean_error, healthy[0].unit)})"
-        return ""
-
-    def earlier_looks(self, champion: RegisteredVersion) -> list[int]:
-        """Return the number of sessions each time that a champion was judged, oldest first."""
-        judged = [
-            version
-            for version in self.versions.with_tags({TAG_CHAMPION: str(champion.number)})
-            if TAG_VERDICT in version.tags
-        ]
-        judged.sort(key=lambda version: version.number)
-        return [version.read.integer(TAG_RECORDINGS) for version in judged]
-
-    def lost_batches(self, champion: RegisteredVersion) -> set[str]:
-        """Return the batches on which challengers lost since production was last healthy."""
-        of_champion = {TAG_CHAMPION: str(champion.number)}
-        healthy = self.runs.monitored({**of_champion, TAG_OUTCOME: Outcome.HEALTHY.value}, limit=1)
-        since = healthy[0].at_ms if healthy else 0
-        return {
-            version.read.text(TAG_BATCH)
-            for version in self.versions.with_tags(of_champion)
-            if version.tags.get(TAG_VERDICT) == VERDICT_REJECT and version.created_ms > since
-        }
-
-    def complete_outcome(self, cycle_id: str) -> None:
-        """Tag the monitoring run of a dead cycle that had come to a verdict."""
+    def outcome_of(self, cycle_id: str) -> Outcome | None:
+        """Return to what a dead cycle had come; None if to nothing that stays."""
         of_cycle = {TAG_CYCLE: cycle_id}
-        outcomes = [OUTCOME_OF_EVENT.get(one.event) for one in self.runs.changes(of_cycle)]
-        outcomes += [
-            Outcome.NOT_PROMOTED
+        for change in self.runs.changes(of_cycle):
+            if change.event in OUTCOME_OF_EVENT:
+                return OUTCOME_OF_EVENT[change.event]
+        rejected = any(
+            version.tags.get(TAG_VERDICT) == VERDICT_REJECT
             for version in self.versions.with_tags(of_cycle)
-            if version.tags.get(TAG_VERDICT) == VERDICT_REJECT
-        ]
-        for run in self.runs.monitored(of_cycle):
-            if run.outcome == INTERRUPTED and outcomes and outcomes[0]:
-                self.runs.set_tag(run.run_id, TAG_OUTCOME, outcomes[0].value)
+        )
+        return Outcome.NOT_PROMOTED if rejected else None
+
+    def complete_outcome(self, cycle_id: str, outcome: str) -> None:
+        """Tag the monitoring run of a dead cycle that had come to a verdict."""
+        for run in self.runs.monitored({TAG_CYCLE: cycle_id}):
+            if run.outcome == INTERRUPTED:
+                self.runs.set_tag(run.run_id, TAG_OUTCOME, outcome)

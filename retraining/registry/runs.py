@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from retraining.errors import TryLaterError
 from retraining.files import hash_bytes
 from retraining.registry.facts import (
+    DECIDED_ON,
     FIRST_RUN,
     INTERRUPTED,
     METRIC_AFTER,
@@ -284,6 +285,9 @@ def _monitored(run: Run) -> MonitoredBatch | None:
         unit=tags.text(TAG_UNIT, OLDER_UNIT),
         threshold=threshold_number,
         outcome=tags.text(TAG_OUTCOME, INTERRUPTED),
+        n_decided=whole_number(
+            metrics.get(DECIDED_ON, 0), tags.source, f"the metric {DECIDED_ON!r}"
+        ),
     )
 
 

@@ -95,6 +95,16 @@ class StoredModels:
             _sync_local_artifacts(uri)
         return LoggedModel(logged.model_uri, logged.model_id, self._digest_at(location))
 
+    def adopt(self, files: Path, run_id: str) -> LoggedModel:
+        """Store the files of a version as they are with a run, whatever code made them."""
+        client = self.connection.client
+        experiment_id = client.get_run(run_id).info.experiment_id
+        logged = client.create_logged_model(experiment_id, name="model", source_run_id=run_id)
+        client.log_model_artifacts(logged.model_id, str(files))
+        client.finalize_logged_model(logged.model_id, "READY")
+        location = logged.artifact_location
+        return LoggedModel(logged.model_uri, logged.model_id, self._digest_at(location))
+
     def _digest_at(self, location: str) -> str:
         download = self.connection.mlflow.artifacts.download_artifacts
         with tempfile.TemporaryDirectory(prefix="pipeline-model-") as folder:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from retraining.errors import PipelineError, TryLaterError
@@ -32,7 +33,7 @@ from retraining.registry.facts import (
 )
 from retraining.registry.runs import Runs
 from retraining.registry.store import NOT_THERE, Connection
-from retraining.registry.stored_models import StoredModels
+from retraining.registry.stored_models import LoggedModel, StoredModels
 from retraining.training import TrainedModel, Training
 
 MODEL_DESCRIPTION = (
@@ -176,23 +177,53 @@ class Versions:
         """
         training.check_unchanged()
         training.check_packages()
+        made_by = {
+            TAG_MODULE: training.name,
+            TAG_CODE: training.code_sha256,
+            TAG_METRIC: training.error_name,
+        }
+        return self._create(
+            lambda: self.models.log(trained.model, trained.input_example, training, run_id),
+            run_id=run_id,
+            manifest=manifest,
+            tags={**tags, **made_by},
+        )
+
+    def adopt(
+        self, files: Path, *, run_id: str, manifest: Manifest, tags: Mapping[str, str]
+    ) -> RegisteredVersion:
+        """Log a manifest and the files of another store's version as they are, and register them.
+
+        Parameters
+        ----------
+        files
+            Verified ones.
+        tags
+            With what that version says of its training module.
+        """
+        return self._create(
+            lambda: self.models.adopt(files, run_id), run_id=run_id, manifest=manifest, tags=tags
+        )
+
+    def _create(
+        self,
+        log_model: Callable[[], LoggedModel],
+        *,
+        run_id: str,
+        manifest: Manifest,
+        tags: Mapping[str, str],
+    ) -> RegisteredVersion:
         # The files first: a version is there only when everything that it names is.
         content = manifest.to_bytes()
         self.runs.log_file(content, MANIFEST_FILE, run_id)
-        logged = self.models.log(trained.model, trained.input_example, training, run_id)
+        logged = log_model()
+        digests = {TAG_ARTIFACT_HASH: logged.digest, TAG_MANIFEST_HASH: hash_bytes(content)}
         created = self.connection.client.create_model_version(
             self.connection.name,
             logged.uri,
             run_id=run_id,
             model_id=logged.model_id,
-            tags={
-                **tags,
-                TAG_ARTIFACT_HASH: logged.digest,
-                TAG_MANIFEST_HASH: hash_bytes(content),
-                TAG_MODULE: training.name,
-                TAG_CODE: training.code_sha256,
-                TAG_METRIC: training.error_name,
-            },
+            tags={**tags, **digests},
         )
         for twin in self.with_tags({TAG_CYCLE: tags[TAG_CYCLE]}):
             if twin.number != int(created.version):

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from retraining.cycle import RecordingResult
 from retraining.registry.facts import MonitoredBatch
-from retraining.report.facts import FeatureImportance, FeatureShift
+from retraining.report.drift import FeatureShift
+from retraining.report.facts import FeatureImportance
 from retraining.text import as_local_time, error_text, number_text, printable
 
 if TYPE_CHECKING:

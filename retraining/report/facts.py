@@ -6,7 +6,6 @@ costs the page one section. Nothing heavy is imported here.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import platform
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retraining import ground_truth
-from retraining.cross_validation import Reader
+from retraining.cross_validation import Reader, Recording
 from retraining.cycle import Challenger, Cycle, CycleResult, RecordingResult, threshold_of
 from retraining.errors import PipelineError
 from retraining.files import hash_file
@@ -28,81 +27,21 @@ from retraining.kept_tables import tables_of
 from retraining.outcome import Outcome
 from retraining.registry.facts import OLDER_UNIT, MonitoredBatch, TrainingFile
 from retraining.registry.stored_models import requirements
+from retraining.report import drift
+from retraining.report.drift import ChangedData
 from retraining.settings import SCRIPTS, Settings
 from retraining.text import as_local_time, now, printable
 from retraining.training import Training
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from retraining.gate import Verdict
 
-MOST_CATEGORIES = 6
-"""Texts are compared by their most frequent values; rarer ones count together."""
-OTHER_KNOWN, OTHER_NEW = "other known ones", "other new ones"
-NUMBERS = {"integer", "floating", "mixed-integer-float", "decimal"}
-"""What pandas calls a column of numbers, whatever type it is kept in."""
 LONGEST_REASON = 300
 
 
 # --- Values ---
-
-
-@dataclass(frozen=True)
-class Share:
-    """How many of 1 example have a value: of those trained on, and of the new ones."""
-
-    value: str
-    trained_on: float
-    new: float
-
-
-@dataclass(frozen=True)
-class FeatureShift:
-    """How far a feature of the new examples is from what production was trained on.
-
-    Parameters
-    ----------
-    statistic
-        Distance of the two distributions, from 0 (alike) to 1 (apart).
-    p_value
-        Of examples that are alike, if they were independent.
-    trained_on, new
-        Known values, one per example: finite numbers, or texts.
-    missing
-        Share of examples without such a value: of those trained on, and of the new ones.
-    categories
-        Of texts, the most frequent first; empty for numbers.
-    """
-
-    feature: str
-    statistic: float
-    p_value: float
-    trained_on: np.ndarray
-    new: np.ndarray
-    missing: tuple[float, float] = (0.0, 0.0)
-    categories: tuple[Share, ...] = ()
-
-
-@dataclass(frozen=True)
-class ChangedData:
-    """The new examples beside those that production was trained on.
-
-    Parameters
-    ----------
-    shifts
-        As `feature_shifts` returns them.
-    lost
-        Features that production learnt from and that no new example knows.
-    n_trained_on, n_new
-        How many examples there are.
-    """
-
-    shifts: Sequence[FeatureShift] = ()
-    lost: Sequence[str] = ()
-    n_trained_on: int = 0
-    n_new: int = 0
 
 
 @dataclass(frozen=True)
@@ -209,6 +148,13 @@ class PageFacts:
         return self.cycle.final_verdict if self.cycle else None
 
     @property
+    def still_above(self) -> float | None:
+        """The threshold, if a version was promoted that is above it as well."""
+        result = self.cycle.result if self.cycle else None
+        verdict = result.facts.get("verdict") if result else None
+        return verdict["still_above"] if verdict else None
+
+    @property
     def recordings(self) -> tuple[RecordingResult, ...]:
         """The batch, as the models count it."""
         return self.cycle.recordings() if self.cycle else ()
@@ -266,6 +212,7 @@ def _of_monitored(cycle: Cycle, outcome: Outcome, message: str, production: str)
         unit=cycle.unit,
         threshold=cycle.threshold,
         outcome=outcome.value,
+        n_decided=len(cycle.decided.files),
     )
     gathered = _gather(
         rejected=lambda: ground_truth.rejected_files(settings),
@@ -396,25 +343,21 @@ def _versions(cycle: Cycle) -> dict[str, object]:
 
 def changed_data(cycle: Cycle) -> ChangedData:
     """Compare the examples of the batch with those that production was trained on."""
-    import pandas as pd
-
     training, challenger = cycle.training, cycle.challenger
     learnt = cycle.champion.manifest.names
     if challenger:
-        old = [_of_challenger(challenger, learnt)]
-        new = [_of_challenger(challenger, cycle.batch.hashes.values())]
+        sessions = challenger.result.sessions
+        old = _of_challenger(challenger, learnt)
+        new = _of_challenger(challenger, cycle.batch.hashes.values())
     else:
-        old = _read_again(cycle, learnt)
-        new = [training.examples(one.rows) for one in cycle.batch.files]
-    if not sum(len(each) for each in old):
+        known = _read_again(cycle, learnt)
+        sessions = {**cycle.batch.sessions, **{one.name: one.session for one in known}}
+        old = _by_recording({one.name: one.examples for one in known})
+        new = _by_recording({one.name: training.examples(one.rows) for one in cycle.batch.files})
+    if not len(old):
         return ChangedData()
-    trained_on, found = (_features(training, pd.concat(each)) for each in (old, new))
-    return ChangedData(
-        shifts=feature_shifts(trained_on, found),
-        lost=lost_features(trained_on, found),
-        n_trained_on=len(trained_on),
-        n_new=len(found),
-    )
+    trained_on, found = _features(training, old), _features(training, new)
+    return drift.compare_examples(trained_on, found, sessions)
 
 
 def _of_challenger(challenger: Challenger, hashes: Collection[str]) -> pd.DataFrame:
@@ -423,14 +366,22 @@ def _of_challenger(challenger: Challenger, hashes: Collection[str]) -> pd.DataFr
     return examples[examples.index.isin([names[one] for one in hashes if one in names])]
 
 
-def _read_again(cycle: Cycle, hashes: Collection[str]) -> list[pd.DataFrame]:
-    """Return the examples of recordings that production learnt, as far as the files are there."""
+def _read_again(cycle: Cycle, hashes: Collection[str]) -> list[Recording]:
+    """Return the recordings that production learnt, as far as the files are there."""
     settings, training = cycle.settings, cycle.training
     tables = tables_of(settings, training.maker(), read_only=True)
     reader = Reader(training, tables, settings.max_file_mb)
     names = ground_truth.hashes_in(settings.used_gts)
     paths = [settings.used_gts / names[one] for one in hashes if one in names]
-    return [reader.recording(path).examples for path in paths]
+    return [reader.recording(path) for path in paths]
+
+
+def _by_recording(examples: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return all examples one below the other; the index is the recording."""
+    import pandas as pd
+
+    tables = [one.set_axis([name] * len(one)) for name, one in examples.items()]
+    return pd.concat(tables) if tables else pd.DataFrame()
 
 
 def _features(training: Training, examples: pd.DataFrame) -> pd.DataFrame:
@@ -439,108 +390,3 @@ def _features(training: Training, examples: pd.DataFrame) -> pd.DataFrame:
     if training.said("examples") is None:
         features = features[training.columns_of(features)]
     return features
-
-
-def lost_features(trained_on: pd.DataFrame, new: pd.DataFrame) -> tuple[str, ...]:
-    """Return the features that have values in the one table and none in the other."""
-    return tuple(
-        str(feature)
-        for feature in trained_on.columns
-        if trained_on[feature].notna().any()
-        and (feature not in new or not new[feature].notna().any())
-    )
-
-
-def feature_shifts(trained_on: pd.DataFrame, new: pd.DataFrame) -> tuple[FeatureShift, ...]:
-    """Compare the distribution of each feature, the most shifted one first.
-
-    Parameters
-    ----------
-    trained_on, new
-        One row per example; columns that only one of them has are left out, and those without a
-        known value in one of them.
-
-    Notes
-    -----
-    Of numbers the distance is the statistic of the two-sample Kolmogorov-Smirnov test: the largest
-    vertical distance of the two cumulative distributions. Of texts (and whatever else is no
-    number) it is the total variation: half the sum of the differences of all shares, that is the
-    share of examples that would have to take another value; its p-value is that of the chi-squared
-    test. Rare values count together, those that production has seen apart from those that it has
-    not: many rare values would be far apart by chance alone. The p-values take examples as
-    independent; those of one recording are not, so they flatter and serve for ranking at most.
-
-    References
-    ----------
-    N. V. Smirnov, "Table for estimating the goodness of fit of empirical distributions", Annals of
-    Mathematical Statistics 19, 1948.
-
-    A. L. Gibbs and F. E. Su, "On choosing and bounding probability metrics", International
-    Statistical Review 70, 2002.
-    """
-    shifts = [
-        _shift(str(feature), trained_on[feature], new[feature])
-        for feature in new.columns
-        if feature in trained_on
-    ]
-    found = [shift for shift in shifts if shift is not None]
-    return tuple(sorted(found, key=lambda one: (-one.statistic, one.feature)))
-
-
-def _shift(feature: str, trained_on: pd.Series[Any], new: pd.Series[Any]) -> FeatureShift | None:
-    """Compare one feature; None where one side knows no value."""
-    numbers = [_as_numbers(values) for values in (trained_on, new)]
-    if any(each is None for each in numbers):
-        compare = _category_shift
-        known = [values.dropna().astype(object).map(printable) for values in (trained_on, new)]
-    else:
-        compare, known = _number_shift, [each for each in numbers if each is not None]
-    if not all(len(each) for each in known):
-        return None
-    old, found = known
-    missing = (1 - len(old) / len(trained_on), 1 - len(found) / len(new))
-    return dataclasses.replace(compare(feature, old, found), missing=missing)
-
-
-def _as_numbers(values: pd.Series[Any]) -> pd.Series[Any] | None:
-    """Return the finite values; None if they are no numbers. Without a value, they may be."""
-    import numpy as np
-    import pandas as pd
-
-    known = values.dropna()
-    if len(known) and pd.api.types.infer_dtype(known) not in NUMBERS:
-        return None
-    numbers = known.astype(float)
-    return numbers[np.isfinite(numbers)]
-
-
-def _number_shift(feature: str, old: pd.Series[Any], new: pd.Series[Any]) -> FeatureShift:
-    from scipy import stats
-
-    samples = old.to_numpy(), new.to_numpy()
-    test = stats.ks_2samp(*samples, method="asymp")
-    return FeatureShift(feature, float(test.statistic), float(test.pvalue), *samples)
-
-
-def _category_shift(feature: str, old: pd.Series[Any], new: pd.Series[Any]) -> FeatureShift:
-    import pandas as pd
-    from scipy import stats
-
-    counts = pd.DataFrame([each.value_counts() for each in (old, new)], index=[0, 1]).fillna(0).T
-    shares = counts / counts.sum()
-    # A small batch counts as much as all that is known; the name settles ties.
-    order = shares.sum(axis=1).sort_index().sort_values(ascending=False, kind="stable").index
-    shown, rare = order[:MOST_CATEGORIES], counts.loc[order[MOST_CATEGORIES:]]
-    together = counts.loc[shown]
-    for name, part in ((OTHER_KNOWN, rare[rare[0] > 0]), (OTHER_NEW, rare[rare[0] == 0])):
-        if len(part):
-            together = pd.concat([together, part.sum().rename(name).to_frame().T])
-    shares = together / together.sum()
-    return FeatureShift(
-        feature,
-        statistic=min(float((shares[0] - shares[1]).abs().sum() / 2), 1.0),
-        p_value=float(stats.chi2_contingency(together.T.to_numpy()).pvalue),
-        trained_on=old.to_numpy(),
-        new=new.to_numpy(),
-        categories=tuple(Share(str(name), *of_1) for name, *of_1 in shares.itertuples()),
-    )

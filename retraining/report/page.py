@@ -21,7 +21,8 @@ from retraining.ground_truth import KNOWN
 from retraining.registry.facts import MonitoredBatch
 from retraining.report import charts
 from retraining.report.charts import alike, signed
-from retraining.report.facts import FeatureShift, PageFacts, why
+from retraining.report.drift import ChangedData, FeatureShift
+from retraining.report.facts import PageFacts, why
 from retraining.text import as_local_time, error_text, moment, number_text, printable
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def _batch_table(facts: PageFacts, batches: Mapping[int, MonitoredBatch]) -> Tab
         error = f"{number_text(one.mean_error)}{foreign}"
         when = moment(as_local_time(one.at_ms / 1000))
         outcome = one.outcome.replace("_", " ")
-        rows.append((number, when, one.version, one.n_recordings, error, interval, outcome))
+        rows.append((number, when, one.version, one.recordings_in_words, error, interval, outcome))
     return _table(
         "Every monitored batch, the newest first",
         {
@@ -253,7 +254,8 @@ def by_recording(facts: PageFacts) -> list[Piece]:
     if not recordings:
         return []
     counted, things = _are_counted(facts), facts.counted_things
-    pieces: list[Piece] = [Paragraph(_sums(facts) if counted else f"{len(recordings)} recordings.")]
+    said = _sums(facts) if counted else f"{len(recordings)} recordings."
+    pieces: list[Piece] = [Paragraph(f"{said} {_windows_in_words(recordings)}".strip())]
     if counted and len(recordings) > 1:
         alternative = (
             f"Scatter chart of counted against real {things}, one point per recording and model; "
@@ -262,6 +264,20 @@ def by_recording(facts: PageFacts) -> list[Piece]:
         figure = charts.true_and_predicted(_worst(recordings)[:MOST_ROWS], things)
         pieces.append(_chart("true_and_predicted", figure, alternative))
     return [*pieces, _recording_table(facts, counted=counted)]
+
+
+def _windows_in_words(recordings: Sequence[RecordingResult]) -> str:
+    """Say on which recordings what was decided; nothing where it is all of them."""
+    n_decide = sum(one.window == "decides" for one in recordings)
+    n_compared = sum(one.window != "" for one in recordings)
+    if n_decide == len(recordings):
+        return ""
+    said = f"The newest {n_decide} decide whether production is good enough"
+    if n_compared > n_decide:
+        said += f", the newest {n_compared} compare the models"
+    if n_compared < len(recordings):
+        said += "; older ones stay in new_gts/ until a promotion, and no challenger may forget them"
+    return f"{said}."
 
 
 def _are_counted(facts: PageFacts) -> bool:
@@ -307,6 +323,8 @@ def _recording_table(facts: PageFacts, *, counted: bool) -> Table:
     if judged:
         columns |= {"challenger": NUMBER} if counted else {}
         columns |= {f"challenger's error, {facts.unit}": NUMBER, "gain": NUMBER}
+    has_windows = len({one.window for one in facts.recordings}) > 1
+    columns |= {"window": WORD} if has_windows else {}
     rows = []
     for one in _worst(facts.recordings):
         row: list[object] = [one.name]
@@ -315,6 +333,7 @@ def _recording_table(facts: PageFacts, *, counted: bool) -> Table:
         if judged:
             row += [one.challenger_count] if counted else []
             row += [_number(one.challenger_error), signed(one.gain)]
+        row += [one.window or "older"] if has_windows else []
         rows.append(row)
     return _table("By recording, the worst of production first", columns, rows)
 
@@ -342,15 +361,23 @@ def criteria(facts: PageFacts) -> list[Piece]:
     columns = {"criterion": WORDS, "value": NUMBER, "limit": NUMBER, "result": WORD}
     caption = "A challenger is promoted if no criterion fails"
     pieces: list[Piece] = [_table(caption, {**columns, "in words": WORDS}, rows)]
-    if verdict.recordings_needed:
-        needed = f"{verdict.recordings_needed} {verdict.independent_things}"
-        pieces.append(Paragraph(f"A gain of this size needs about {needed} in all."))
+    if verdict.unconditional_p_value != verdict.p_value:
+        pieces.append(
+            Paragraph(
+                f"The p-value of {verdict.p_value:.3g} is that of nights on which production is "
+                "over its threshold, as there is no comparison else; of any night it would be "
+                f"{verdict.unconditional_p_value:.3g}."
+            )
+        )
+    if verdict.hints:
+        said = "; ".join(verdict.hints)
+        pieces.append(Paragraph(f"{said[0].upper()}{said[1:]}."))
     return pieces
 
 
 def differences(facts: PageFacts) -> list[Piece]:
     """Show on which recordings the challenger is better, and by how much."""
-    verdict, recordings = facts.verdict, facts.recordings
+    verdict, recordings = facts.verdict, [one for one in facts.recordings if one.window]
     if verdict is None:
         return []
     pieces: list[Piece] = [Paragraph(_gains_in_words(recordings, verdict))]
@@ -377,14 +404,14 @@ def _gains_in_words(recordings: Sequence[RecordingResult], verdict: Verdict) -> 
         f"The challenger is closer to the truth on {better} recordings and farther from it on "
         f"{worse}; {len(recordings) - better - worse} are alike. Mean gain "
         f"{signed(verdict.difference)} {verdict.difference_unit}, 95 % interval {interval} "
-        f"(bootstrap over {verdict.independent_things})."
+        f"(bootstrap-t over {verdict.independent_things})."
     )
 
 
 def changed_data(facts: PageFacts) -> list[Piece]:
     """Show how the new examples differ from those that production was trained on."""
-    shifts = facts.changed.shifts
-    if not shifts and not facts.changed.lost:
+    changed, shifts = facts.changed, facts.changed.shifts
+    if not (shifts or changed.lost or changed.gained):
         return []
     pieces: list[Piece] = [Paragraph(said) for said in _change_in_words(facts)]
     if not shifts:
@@ -413,28 +440,50 @@ def _change_in_words(facts: PageFacts) -> list[str]:
             f"{changed.n_trained_on} that production was trained on. The most shifted feature is "
             f"{first.feature} (distance {first.statistic:.2f})."
         )
-        said.append(
-            f"{_tests_in_words(changed.shifts)} The {things} of one recording are not independent, "
-            "so the p-values flatter: rank by the distance."
-        )
+    if changed.p_value is not None:
+        said.append(_chance_in_words(changed, changed.p_value))
+    if changed.shifts:
+        said.append(_distances_in_words(changed.shifts))
     if changed.lost:
         lost = ", ".join(changed.lost)
         said.append(f"No new recording has a value of what production was trained with: {lost}.")
+    if changed.gained:
+        gained = ", ".join(changed.gained)
+        said.append(f"Production was trained without a value of what is known now: {gained}.")
     return said
 
 
-def _tests_in_words(shifts: Sequence[FeatureShift]) -> str:
+def _chance_in_words(changed: ChangedData, p_value: float) -> str:
+    """Say whether anything changed at all."""
+    (n_old, n_new), things = changed.n_shuffled, changed.shuffled_things
+    n_all, n_arrangements = n_old + n_new, changed.n_arrangements
+    every = n_arrangements == math.comb(n_all, n_new)
+    choices = f"all {n_arrangements:,} choices" if every else f"{n_arrangements:,} random choices"
+    n_alike = f"{round(p_value * n_arrangements):,}"
+    return (
+        f"Whether anything changed at all: p = {p_value:.2g}. If all {n_all} {things} were of one "
+        f"kind, any {n_new} of them might have been the new ones; in {n_alike} of {choices} of "
+        f"{n_new} the most unusual feature is as unusual as it is here. Whole {things} are chosen, "
+        "because what comes from one is alike."
+    )
+
+
+def _distances_in_words(shifts: Sequence[FeatureShift]) -> str:
     said = []
     if any(not one.categories for one in shifts):
         said.append(
-            "Test: two-sample Kolmogorov-Smirnov; its statistic is the largest distance of the two "
-            "cumulative distributions, 0 alike, 1 apart."
+            "The distance is the statistic of Kolmogorov and Smirnov: the largest distance of the "
+            "two cumulative distributions, 0 alike, 1 apart."
         )
     if any(one.categories for one in shifts):
         said.append(
             "Of values that are no numbers the distance is the total variation: the share that "
-            "would have to take another value, 0 alike, 1 apart; test: chi-squared."
+            "would have to take another value, 0 alike, 1 apart."
         )
+    said.append(
+        "Each feature has its own p-value from the same choices; one in twenty is below 0.05 by "
+        "chance."
+    )
     return " ".join(said)
 
 
@@ -463,8 +512,7 @@ def _quantiles(shifts: Sequence[FeatureShift]) -> Table:
 
 
 def _distance(one: FeatureShift) -> tuple[str, str, str]:
-    p_value = f"{one.p_value:.2g}" if one.p_value else "< 1e-300"
-    return one.feature, f"{one.statistic:.3f}", p_value
+    return one.feature, f"{one.statistic:.3f}", f"{one.p_value:.2g}"
 
 
 def _shares(shifts: Sequence[FeatureShift]) -> Table:
@@ -479,11 +527,15 @@ def _shares(shifts: Sequence[FeatureShift]) -> Table:
 
 def _missing_values(shifts: Sequence[FeatureShift]) -> Table:
     rows = [
-        (one.feature, *(f"{100 * share:.1f}" for share in one.missing))
+        (
+            one.feature,
+            f"{one.missing_p_value:.2g}",
+            *(f"{100 * share:.1f}" for share in one.missing),
+        )
         for one in shifts
         if any(one.missing)
     ]
-    columns = {"feature": WORDS, "trained on, %": NUMBER, "new, %": NUMBER}
+    columns = {"feature": WORDS, "p-value": NUMBER, "trained on, %": NUMBER, "new, %": NUMBER}
     return _table("Values that are missing", columns, rows)
 
 
@@ -629,7 +681,8 @@ def make_page(facts: PageFacts) -> Page:
     bodies = {section: _guarded(section, facts) for section in SECTIONS}
     shown = {section: pieces for section, pieces in bodies.items() if pieces}
     return Page(
-        content=_render(
+        content=render(
+            TEMPLATE,
             model_name=facts.settings.model_name,
             at=facts.at,
             moment=moment(facts.at),
@@ -670,6 +723,12 @@ def _in_words(facts: PageFacts, sentence: str) -> str:
 def _next_step(facts: PageFacts) -> list[str]:
     """Return what to do; every second part is a command."""
     step = _in_words(facts, facts.outcome.next_step)
+    if facts.still_above is not None:
+        step = (
+            f"Version {facts.production} is better and still above the threshold of "
+            f"{facts.still_above:g} {facts.unit}: check more recordings of the kind that "
+            "it gets wrong, or improve the training module. "
+        ) + step.removeprefix("Nothing. ")
     waiting = [one for one in facts.rejected if one.kind != KNOWN]
     if waiting:
         step += f" Rejected files that wait to be mended: {len(waiting)}, see below."
@@ -697,7 +756,7 @@ def _numbers(facts: PageFacts) -> list[Any]:
             Tile(limit, "threshold", "largest mean error of a healthy model"),
         ]
         if facts.verdict is None:
-            tiles.append(Tile(str(batch.n_recordings), "new recordings", ""))
+            tiles.append(Tile(batch.recordings_in_words, "new recordings", ""))
     if facts.verdict is not None:
         verdict = facts.verdict
         error = error_text(verdict.challenger_mean_error, facts.unit)
@@ -710,8 +769,8 @@ def _numbers(facts: PageFacts) -> list[Any]:
     return tiles
 
 
-def _render(**values: object) -> str:
-    """Fill the template; whatever is put into it is made printable, then escaped."""
+def render(template: Path, **values: object) -> str:
+    """Fill a template; whatever is put into it is made printable, then escaped."""
     import jinja2
     from markupsafe import Markup
 
@@ -723,4 +782,4 @@ def _render(**values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(values)
+    return environment.from_string(template.read_text(encoding="utf-8")).render(values)

@@ -97,7 +97,7 @@ class TestCorrect:
         assert line.startswith("corrected: again.csv takes the place of new_gts/new_01.csv, ")
         assert sha256(waiting) == content
         assert status(settings, None)["rejected"] == []
-        result = run_orchestrator(settings)
+        result = run_orchestrator(settings, force=True)
         assert [one.name for one in result.recordings] == [
             f"new_0{number}.csv" for number in range(1, BATCH + 1)
         ]

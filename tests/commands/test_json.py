@@ -30,7 +30,7 @@ def printed(capsys: pytest.CaptureFixture[str], home: Path, *words: str) -> dict
     command = words[0] if words and words[0] in ("status", "history") else "run"
     main([*words, "--json", *(FAST_WORDS if command == "run" else ()), "--home", str(home)])
     document = json.loads(capsys.readouterr().out)
-    assert document.pop("schema_version") == 1
+    assert document.pop("schema_version") == 2
     return dict(document)
 
 
@@ -65,7 +65,7 @@ def test_every_outcome_prints_what_is_documented(
         path.unlink()
     run()
     write_mislabelled(new, seed=2)
-    promoted = run("--peeking", "ignore")
+    promoted = run()
     assert {"name", "true_count", "champion_count"} < set(promoted["by_recording"][0])
     write_recordings(new, BATCH, "old", seed=3, prefix="right")
     run()
@@ -90,7 +90,7 @@ def test_lineage_and_reproduce_print_what_is_documented(
     """Every field of both commands."""
     main(["lineage", "old_01.csv", "--json", "--home", str(home)])
     document = json.loads(capsys.readouterr().out)
-    assert document.pop("schema_version") == 1
+    assert document.pop("schema_version") == 2
     assert set(document) == set(documented("lineage"))
     assert set(documented("reproduce")) == {
         *("version", "identical", "recordings", "predictions", "probabilities"),
@@ -105,7 +105,7 @@ def test_withdraw_prints_what_is_documented(home: Path, capsys: pytest.CaptureFi
     withdrawn = json.loads(capsys.readouterr().out)
     main(["withdraw", "--undo", *words])
     returned = json.loads(capsys.readouterr().out)
-    assert withdrawn.pop("schema_version") == returned.pop("schema_version") == 1
+    assert withdrawn.pop("schema_version") == returned.pop("schema_version") == 2
     assert {*withdrawn, *returned} == set(documented("withdraw"))
     for name in (*withdrawn["withdrawn"][0], *returned["returned"][0]):
         assert f"`{name}`" in DOCUMENT

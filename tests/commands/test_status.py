@@ -42,6 +42,7 @@ def state(**values: Any) -> dict[str, Any]:
         "mean_error": 0.00662,
         "unit": "m",
         "recordings": 15,
+        "decided_on": 15,
         "outcome": "not_promoted",
     }
     return {
@@ -49,6 +50,9 @@ def state(**values: Any) -> dict[str, Any]:
         "production_since": "2026-04-01T02:00:00+02:00",
         "threshold": 0.005,
         "waiting": 15,
+        "judged": 0,
+        "unseen": 15,
+        "last_verdict": None,
         "min_new_files": 15,
         "rejected": [],
         "parked": [],
@@ -117,6 +121,11 @@ class TestLines:
             "cycle 2026-05-01T02:00:00+02:00: version 2 0.0066 m on 15 recordings, not_promoted"
         ) in lines
 
+    def test_the_recordings_that_decided_are_told(self) -> None:
+        """They may be fewer than there were."""
+        lines = as_lines(state(cycles=[{**state()["cycles"][0], "recordings": 23}]))
+        assert "0.0066 m on the newest 15 of 23 recordings, not_promoted" in lines[-1]
+
     def test_what_is_not_there_is_not_said(self) -> None:
         """A home on its first day has three lines."""
         assert as_lines(state(cycles=[])) == [
@@ -124,6 +133,13 @@ class TestLines:
             "waiting: 15 of 15 new files, 0 rejected",
             "last run: never",
         ]
+
+    def test_what_was_judged_is_told_from_what_was_not(self) -> None:
+        """Files of a healthy batch stay where they are."""
+        lines = as_lines(state(waiting=27, judged=23, unseen=4, last_verdict="healthy"))
+        assert (
+            lines[1] == "waiting: 27 of 15 new files, 23 judged and healthy, 4 unseen, 0 rejected"
+        )
 
     def test_problems_come_last(self) -> None:
         """Where a person looks."""

@@ -19,7 +19,8 @@ from retraining.ground_truth import GroundTruthFile
 from retraining.known_recordings import KnownRecordings
 from retraining.outcome import Outcome
 from retraining.registry.facts import Manifest, MonitoredBatch, RegisteredVersion, TrainingFile
-from retraining.report.facts import ChangedData, FeatureImportance, PageFacts, feature_shifts
+from retraining.report.drift import compare_examples
+from retraining.report.facts import FeatureImportance, PageFacts
 from retraining.report.page import make_page
 from retraining.settings import Settings
 from retraining.training import (
@@ -185,7 +186,7 @@ def make_cycle(
         ),
         monitoring=Monitoring(
             make_errors(names, champion_errors, counted=counted),
-            *(float(np.mean(champion_errors)) + step for step in (0, -5, 5)),
+            *(float(np.mean(champion_errors)) + step for step in (0, -5, 5, 0)),
         ),
         monitoring_run="run of monitoring",
     )
@@ -249,7 +250,10 @@ def make_batch(number: int, **values: Any) -> MonitoredBatch:
 def make_facts(**values: Any) -> PageFacts:
     """Return the facts of a small cycle that ended in a promotion, without any model."""
     random = np.random.default_rng(0)
-    table = pd.DataFrame({"speed": random.normal(size=300), "area": random.normal(size=300)})
+    table = pd.DataFrame(
+        {"speed": random.normal(size=300), "area": random.normal(size=300)},
+        index=np.repeat(NAMES, 50),
+    )
     cycle = values.pop("cycle", None) or make_cycle()
     facts = PageFacts(
         settings=cycle.settings,
@@ -260,11 +264,7 @@ def make_facts(**values: Any) -> PageFacts:
         training=cycle.training,
         cycle=cycle,
         history=tuple(make_batch(number) for number in range(3)),
-        changed=ChangedData(
-            shifts=feature_shifts(table, table.assign(area=table["area"] + 2)),
-            n_trained_on=300,
-            n_new=300,
-        ),
+        changed=compare_examples(table, table.assign(area=table["area"] + 2)),
         importances=(FeatureImportance("speed", 3.2, 0.4), FeatureImportance("area", -0.1, 0.2)),
         lineage={"Packages": {"python": "3.11"}},
     )

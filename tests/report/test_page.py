@@ -23,17 +23,13 @@ from sample_pages import (
 from retraining import gate
 from retraining.cycle import Challenger, Cycle, Probation
 from retraining.errors import PipelineError
+from retraining.gate import Verdict
 from retraining.ground_truth import Refusal
 from retraining.outcome import Outcome
 from retraining.registry.facts import Manifest, RegisteredVersion, TrainingFile
 from retraining.report import charts, page
-from retraining.report.facts import (
-    ChangedData,
-    FeatureImportance,
-    PageFacts,
-    feature_shifts,
-    of_cycle,
-)
+from retraining.report.drift import ChangedData, compare_examples
+from retraining.report.facts import FeatureImportance, PageFacts, of_cycle
 from retraining.report.page import SECTIONS, make_page
 
 UNDRAWN = charts.Drawing("", 1, 1)
@@ -66,7 +62,8 @@ class TestPage:
             data_quality={HOSTILE: HOSTILE},
         )
         values = pd.DataFrame({"text": [HOSTILE, "<b>", HOSTILE]}, dtype=object)
-        shifts = [replace(one, feature=HOSTILE) for one in feature_shifts(values, values)]
+        changed = compare_examples(values, values)
+        shifts = [replace(one, feature=HOSTILE) for one in changed.shifts]
         facts = make_facts(
             cycle=cycle,
             message=HOSTILE,
@@ -76,7 +73,7 @@ class TestPage:
                 for number in range(2)
             ],
             rejected=[Refusal(HOSTILE, HOSTILE, HOSTILE)],
-            changed=ChangedData(shifts, [HOSTILE], 3, 3),
+            changed=replace(changed, shifts=shifts, lost=[HOSTILE], gained=[HOSTILE]),
             importances=[FeatureImportance(HOSTILE, 1.0, 0.1)],
             lineage={HOSTILE: {HOSTILE: HOSTILE}},
             missing={},
@@ -108,7 +105,7 @@ class TestPage:
         facts = make_facts(
             cycle=cycle,
             history=[make_batch(0)] * 500,
-            changed=ChangedData(feature_shifts(table, table), (), 50, 50),
+            changed=compare_examples(table, table),
         )
         reader = read_page(facts)
         assert "By recording, the worst of production first; 700 more are left out" in reader.text
@@ -181,8 +178,8 @@ class TestPage:
         text = read_page(make_facts(outcome=Outcome.NOT_PROMOTED, cycle=cycle)).text
         assert "3 recordings of 2 sessions, paired" in text
         assert "the models differ on too few sessions; the gain may be chance." in text
-        assert "(bootstrap over sessions)" in text
-        assert re.search(r"A gain of this size needs about \d+ sessions in all\.", text)
+        assert "(bootstrap-t over sessions)" in text
+        assert re.search(r"a gain of this size needs about \d+ sessions", text)
 
     def test_rejected_files_are_told_on_top(self) -> None:
         """How many wait, and below each with what is wrong."""
@@ -350,6 +347,54 @@ def assert_all_titles(text: str) -> None:
     """Every section has its place."""
     for section in SECTIONS:
         assert text.count(section.title) >= 2, section.title
+
+
+class TestWindows:
+    """Which recordings decided, which were compared, and what that means."""
+
+    def windowed(self, verdict: Verdict | None = None) -> Cycle:
+        """Return a cycle whose first half arrived before the other one."""
+        cycle = make_cycle(min_new_files=2, window=4)
+        half = len(cycle.batch.files) // 2
+        files = (replace(one, night=int(at >= half)) for at, one in enumerate(cycle.batch.files))
+        return replace(
+            cycle, batch=replace(cycle.batch, files=tuple(files)), verdict=verdict or cycle.verdict
+        )
+
+    def test_each_recording_says_which_window_it_is_in(self) -> None:
+        """In words and in the table; paired differences show what was compared."""
+        cycle = self.windowed()
+        windows = [one.window for one in cycle.recordings()]
+        n_decide, n_compared = windows.count("decides"), len(windows) - windows.count("")
+        text = read_page(make_facts(cycle=cycle)).text
+        assert f"The newest {n_decide} decide whether production is good enough" in text
+        assert n_decide < n_compared == len(windows)
+        assert f"the newest {n_compared} compare the models" in text
+
+    def test_older_ones_are_said_to_stay(self) -> None:
+        """A page tells where healthy files go."""
+        cycle = replace(self.windowed(), settings=replace(self.windowed().settings, window=2))
+        text = read_page(make_facts(cycle=cycle)).text
+        assert "older ones stay in new_gts/ until a promotion" in text
+        healthy = ended(make_cycle(challenger_errors=None), Outcome.HEALTHY)
+        text = read_page(make_facts(cycle=healthy, outcome=Outcome.HEALTHY)).text
+        assert "The files stay in new_gts/ until a promotion; the newest ones decide." in text
+
+    def test_both_p_values_and_what_is_still_above_are_told(self) -> None:
+        """A better version may not be a good one yet."""
+        champion, challenger = [30.0, 20.0, 31.0, 22.0, 25.0, 24.0], [12.0] * 6
+        verdict = gate.judge(champion, challenger, threshold=11)
+        assert verdict.promote
+        assert verdict.p_value == verdict.unconditional_p_value
+        nearer = gate.judge(champion, challenger, threshold=24)
+        assert nearer.p_value > nearer.unconditional_p_value
+        cycle = self.windowed(nearer)
+        text = read_page(make_facts(cycle=cycle)).text
+        assert f"of any night it would be {nearer.unconditional_p_value:.3g}" in text
+        cycle = ended(self.windowed(verdict), Outcome.PROMOTED, verdict=verdict.as_dict())
+        text = read_page(make_facts(cycle=cycle)).text
+        assert "Version 2 is better and still above the threshold of 11 %: check more" in text
+        assert "Nothing." not in text
 
 
 class TestNumbers:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
+import sample_gts
 from sample_pages import (
     NAMES,
     ended,
     make_batch,
     make_cycle,
-    make_facts,
+    make_recording,
     make_training,
     read_page,
 )
@@ -22,130 +22,14 @@ from sample_pages import (
 import train_classification_model as stems
 from retraining import cross_validation, ground_truth
 from retraining.errors import PipelineError
+from retraining.files import hash_file
 from retraining.ground_truth import Refusal
 from retraining.outcome import Outcome
+from retraining.registry.facts import Manifest, TrainingFile
 from retraining.report import facts
-from retraining.report.facts import ChangedData, feature_shifts, lost_features
+from retraining.report.drift import ChangedData
 from retraining.settings import Settings
 from retraining.training import load_training_module
-
-
-def shift_of(old: Any, new: Any) -> facts.FeatureShift:
-    """Return the shift of one feature."""
-    (only,) = feature_shifts(pd.DataFrame({"a": old}), pd.DataFrame({"a": new}))
-    return only
-
-
-class TestNumbers:
-    """Features that are numbers."""
-
-    def test_a_shifted_feature_comes_first(self) -> None:
-        """Two deviations to the right: a distance of 2 Phi(1) - 1 = 0.68 in expectation."""
-        random = np.random.default_rng(1)
-        old = pd.DataFrame(random.normal(size=(2000, 3)), columns=["a", "b", "c"])
-        new = pd.DataFrame(random.normal(size=(2000, 3)), columns=["a", "b", "c"])
-        new["b"] += 2
-        first, *others = feature_shifts(old, new)
-        assert first.feature == "b"
-        assert first.statistic == pytest.approx(0.683, abs=0.04)
-        assert first.p_value < 1e-50
-        assert max(one.statistic for one in others) < 0.1
-
-    def test_unknown_values_are_left_out(self) -> None:
-        """A feature that is known on one side only has no row; a constant one has no distance."""
-        old = pd.DataFrame({"a": [1.0, 1.0, np.nan], "b": [np.nan] * 3})
-        new = pd.DataFrame({"a": [1.0, 1.0], "b": [1.0, 2.0]})
-        (only,) = feature_shifts(old, new)
-        assert (only.feature, only.statistic, len(only.trained_on)) == ("a", 0.0, 2)
-        assert only.missing == (1 - 2 / 3, 0.0)
-        text = read_page(make_facts(changed=ChangedData((only,), (), 3, 2))).text
-        assert "Values that are missing" in text
-        assert "a33.30.0" in text
-
-    @pytest.mark.parametrize(
-        "values",
-        [
-            [1.0, np.inf, 2.0, -np.inf],
-            pd.Series([1, 2, None], dtype="Int64"),
-            pd.Series([1, 2.5, None], dtype=object),
-            [Decimal("1.5"), Decimal("2.5")],
-        ],
-        ids=["infinite", "nullable", "objects", "decimals"],
-    )
-    def test_numbers_of_every_kind(self, values: Any) -> None:
-        """The finite ones of them."""
-        shift = shift_of(values, values)
-        assert len(shift.new) == 2
-        assert (shift.statistic, shift.categories) == (0.0, ())
-        read_page(make_facts(changed=ChangedData((shift,), (), 3, 3)))
-
-    def test_only_infinite_values_are_none(self) -> None:
-        """They are known, but there is nothing to draw."""
-        table = pd.DataFrame({"a": [np.inf, np.inf]})
-        assert feature_shifts(table, table) == ()
-
-    def test_a_column_of_one_side_is_left_out(self) -> None:
-        """The module was changed, and old examples lack what new ones have."""
-        assert feature_shifts(pd.DataFrame({"a": [1]}), pd.DataFrame({"b": [1]})) == ()
-
-
-class TestTexts:
-    """Features that are none."""
-
-    def test_the_distance_is_what_would_have_to_change(self) -> None:
-        """Shares of 1/2 and 1/2 become 3/4 and 1/4: a quarter of the examples."""
-        shift = shift_of(["oak", "fir"], ["oak", "oak", "oak", "fir"])
-        assert shift.statistic == pytest.approx(0.25)
-        assert [(one.value, one.trained_on, one.new) for one in shift.categories] == [
-            ("oak", 0.5, 0.75),
-            ("fir", 0.5, 0.25),
-        ]
-        # Chi-squared of (1, 1; 3, 1) with Yates' correction is 0: the cells are too few.
-        assert shift.p_value == pytest.approx(1.0)
-        text = read_page(make_facts(changed=ChangedData((shift,), (), 2, 4))).text
-        assert "the total variation: the share that would have to take another value" in text
-        assert "Kolmogorov" not in text
-        assert "oak50.075.0" in text
-
-    def test_rare_values_count_together(self) -> None:
-        """Those that production has seen apart from those that it has not."""
-        frequent = [f"{number}" for number in range(6)] * 10
-        old = [*frequent, "rare 1", "rare 2"]
-        new = [*frequent, "rare 3", "rare 4", "rare 5"]
-        shift = shift_of(old, new)
-        known, unseen = shift.categories[-2:]
-        assert len(shift.categories) == 8
-        assert (known.value, known.trained_on, known.new) == (facts.OTHER_KNOWN, 2 / 62, 0)
-        assert (unseen.value, unseen.trained_on, unseen.new) == (facts.OTHER_NEW, 0, 3 / 63)
-
-    @pytest.mark.parametrize(
-        "values",
-        [
-            [True, False, None],
-            pd.Series(["a", "b", None], dtype="category"),
-            [1.5, "unknown", None],
-            [["a", "list"], {"a": "dict"}, None],
-            [pd.Timestamp(2026, 11, 22), pd.Timestamp(2026, 11, 23), None],
-            [1 + 1j, 2 + 0j],
-            [b"\xff", "\udcff"],
-        ],
-        ids=["truth", "category", "mixed", "objects", "dates", "complex", "bytes"],
-    )
-    def test_values_of_every_kind(self, values: Any) -> None:
-        """Compared as they read."""
-        column = pd.Series(values)
-        shift = shift_of(column, column)
-        assert (shift.statistic, len(shift.categories)) == (0.0, 2)
-        read_page(make_facts(changed=ChangedData((shift,), (), 3, 3)))
-
-    def test_numbers_that_became_texts(self) -> None:
-        """Nobody can subtract them: apart."""
-        assert shift_of([1.5, 2.5], ["1,5", "2,5"]).statistic == 1.0
-
-    def test_a_category_that_nobody_has(self) -> None:
-        """It is part of the type, not of the data."""
-        column = pd.Series(["a"], dtype=pd.CategoricalDtype(["a", "b"]))
-        assert [one.value for one in shift_of(column, column).categories] == ["a"]
 
 
 class TestChangedData:
@@ -179,13 +63,47 @@ class TestChangedData:
         )
         assert facts.changed_data(cycle) == ChangedData()
 
-    def test_lost_features(self) -> None:
-        """A sensor that broke: what production learnt from is not there any more."""
-        old = pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, 2.0], "c": [np.nan] * 2, "d": [1, 2]})
-        new = pd.DataFrame({"a": [np.nan, 1.0], "b": [np.nan] * 2, "c": [1.0, 2.0]})
-        assert lost_features(old, new) == ("b", "d")
-        text = read_page(make_facts(changed=ChangedData((), ("b", "d"), 2, 2))).text
-        assert "No new recording has a value of what production was trained with: b, d." in text
+    def test_sessions_of_the_challenger(self) -> None:
+        """Recordings of one session are shuffled together."""
+        cycle = make_cycle(make_rows=self.rows)
+        apart = facts.changed_data(cycle)
+        assert (apart.n_shuffled, apart.shuffled_things) == ((2, 6), "recordings")
+        assert cycle.challenger is not None
+        sessions = {"0.csv": "a", "1.csv": "a", "2.csv": "a", "5.csv": "b"}
+        object.__setattr__(cycle.challenger.result, "sessions", sessions)
+        together = facts.changed_data(cycle)
+        assert (together.n_shuffled, together.shuffled_things) == ((2, 4), "sessions")
+
+    def test_sessions_of_what_is_read_again(self, tmp_path: Path) -> None:
+        """On a healthy night the old files are read; a file without a session is one of its own."""
+        training = load_training_module(Settings())
+        content = {
+            number: sample_gts.make_recording(number, n_tracks=12).assign(
+                session="" if number in (1, 4) else f"s{number % 2}"
+            )
+            for number in range(8)
+        }
+        (tmp_path / "used_gts").mkdir()
+        for number in range(4):
+            content[number].to_csv(tmp_path / "used_gts" / f"{number}.csv", index=False)
+        learnt = tuple(
+            TrainingFile(path.name, hash_file(path), 1)
+            for path in sorted((tmp_path / "used_gts").iterdir())
+        )
+        new = []
+        for number in range(4, 8):
+            name = f"{number}.csv"
+            rows = training.parse(content[number].to_csv(index=False).encode(), name)
+            recording = make_recording(name, rows)
+            new.append(replace(recording, session=training.session(rows)))
+        cycle = make_cycle(training=training, challenger_errors=None, home=tmp_path)
+        cycle.champion = replace(cycle.champion, manifest=Manifest(learnt))
+        cycle.batch = replace(cycle.batch, files=tuple(new))
+        changed = facts.changed_data(cycle)
+        # Old: s0, 1 by itself, s1. New: 4 by itself, s1, s0.
+        assert (changed.n_shuffled, changed.shuffled_things) == ((3, 3), "sessions")
+        assert (changed.n_trained_on, changed.n_new) == (48, 48)
+        assert {one.feature for one in changed.shifts} == set(stems.TRACK_FEATURES)
 
 
 class TestGathered:

@@ -78,7 +78,7 @@ from retraining.kept_tables import CACHE_FOLDER, KeptTables
 from retraining.known_recordings import FILE_NAME as RECORDINGS_NAME
 from retraining.registry import store
 from retraining.registry.stored_models import folder_digest
-from retraining.report import facts
+from retraining.report import drift
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 COUNTED = {
@@ -197,7 +197,7 @@ def warm_up() -> None:
     schema = store._schema_needed()
     store._schema_needed = lambda: schema
     train_small_models(pytest.MonkeyPatch())
-    facts.feature_shifts = lambda *_: ()
+    drift.compare_examples = lambda *_: drift.ChangedData()
 
 
 # --- A process that dies ---

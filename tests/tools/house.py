@@ -30,11 +30,12 @@ PACKAGE = "retraining"
 TRAINING_MODULE = "train_classification_model"
 SCRIPTS = ("pipeline_orchestrator", "register_first_model", TRAINING_MODULE)
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors", "outcome", "text"),
-    ("gate", "settings"),
+    ("errors", "outcome", "text", "windows"),
+    ("resampling", "settings"),
+    ("gate",),
     ("files",),
     ("journal", "kept_tables"),
-    ("training",),
+    ("looks", "training"),
     ("cross_validation", "dask_cluster", "ground_truth", "identity"),
     ("known_recordings",),
     ("intake",),
@@ -51,7 +52,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 `NAME.*` is a package, whose modules may import each other as long as no circle comes of it.
 """
 HEAVY_THEMSELVES = tuple(
-    f"{PACKAGE}.{name}" for name in ("gate", "identity", "known_recordings", "intake")
+    f"{PACKAGE}.{name}" for name in ("gate", "resampling", "identity", "known_recordings", "intake")
 )
 """Need numpy for everything they do; so they are imported late, as numpy is."""
 FOR_TYPES_ONLY = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
