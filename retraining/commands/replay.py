@@ -41,7 +41,7 @@ from retraining.registry.facts import (
     RunRecord,
 )
 from retraining.settings import Settings, check_home
-from retraining.text import error_text, moment, now, number_text, printable
+from retraining.text import error_text, moment, now, printable
 from retraining.training import Training, load_training_module
 
 COMPARED_SETTINGS = ("min_new_files", "window", "threshold", "decide")
@@ -231,7 +231,7 @@ class Replayed:
             row[f"above {self.limit:g} {self.unit}"] = (
                 "-" if above is None else f"{100 * above:.0f} %"
             )
-            row["minutes"] = number_text(life.minutes)
+            row["minutes"] = f"{life.minutes:.1f}"
             rows.append(row)
         return rows
 

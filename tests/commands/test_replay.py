@@ -466,6 +466,7 @@ class TestTheFirstVersion:
         self, settings: Settings, take: Callable[..., Snapshot], tmp_path: Path
     ) -> None:
         """After version 1 was damaged; what version 2 learnt does not arrive."""
+        (example,) = settings.artifacts.rglob("input_example.json")
         registry, first = open_registry(settings), take().origin
         new = {path.name: hash_file(path) for path in settings.new_gts.iterdir()}
         learnt = Manifest.of(new, dict.fromkeys(new, 1))
@@ -474,8 +475,7 @@ class TestTheFirstVersion:
                 first.files, run_id=run_id, manifest=learnt, tags={TAG_CYCLE: "second"}
             )
         write_recordings(settings.new_gts, 1, "new", seed=7, prefix="later")
-        oldest = min(settings.artifacts.rglob("input_example.json"), key=os.path.getmtime)
-        oldest.write_text("[]")
+        example.write_text("[]")
         training, folder = load_training_module(settings), tmp_path / "second"
         folder.mkdir()
         taken = take_snapshot(settings, training, folder, None)

@@ -36,5 +36,5 @@ def test_it_holds_for_every_reader(replayed: Replayed) -> None:
 def test_it_shows_a_row_and_a_line_of_nights(replayed: Replayed) -> None:
     """By hand: one of two recordings is above 10 %; production changed on the only night."""
     reader = read(replayed.as_page(Settings()))
-    assert "8.5 %1530point1106.2 %50 %0.50" in reader.text
+    assert "8.5 %1530point1106.2 %50 %0.5" in reader.text
     assert "1\N{NO-BREAK SPACE}✓ → 2" in "".join(reader.words)

@@ -59,7 +59,7 @@ BAD_BY = 3.0
 MUCH_WORSE = 1.0
 """Points by which a promotion is called bad even where luck in retraining is as large."""
 LOST_LOOKS = 3
-N_FLIPS, N_FLIPS_OF_MANY, MANY = 8_192, 1_024, 60
+N_FLIPS, N_FLIPS_OF_MANY, MANY, ROUND_SIZE = 8_192, 1_024, 60, 8
 LIVES_AT_ONCE, LOOKS_A_LIFE, PERCENTILE_RESAMPLES = 10, 4, 999
 
 
@@ -280,7 +280,7 @@ def spent(significance: float, sizes: Sequence[int]) -> float:
     return 0.2 * significance * sizes[0] * (1 / sizes[-2] - 1 / sizes[-1])
 
 
-@functools.lru_cache(maxsize=96)
+@functools.lru_cache(maxsize=64)
 def flips_of(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return flips of n recordings, and their weights."""
     return rough_flips(n, N_FLIPS if n <= MANY else N_FLIPS_OF_MANY)
@@ -288,6 +288,10 @@ def flips_of(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def fast_p_value(champion: np.ndarray, challenger: np.ndarray, night: Night | None) -> float:
     """Return about what `resampling.sign_flip_p_values` returns given the night."""
+    if night is None and len(champion) > MANY:
+        # a recording without an error changes nothing, and so flips are drawn for fewer sizes
+        padding = (0, -len(champion) % ROUND_SIZE)
+        champion, challenger = np.pad(champion, padding), np.pad(challenger, padding)
     flips = flips_of(len(champion))
     return float(rough_p_values(champion[None], challenger[None], night, *flips)[0][0])
 
@@ -364,11 +368,8 @@ class _Home:
             self._promote(night, end)
         else:
             self.lost.append((decided, compared))
-            lived, (by_decided, by_compared) = self.lived, zip(*self.lost, strict=True)
-            if math.isinf(lived.stuck) and self._is_stuck(by_decided):
-                lived.stuck = night
-            if math.isinf(lived.stuck_by_compared) and self._is_stuck(by_compared):
-                lived.stuck_by_compared = night
+            if policy.given_night:
+                self._call_for_a_person(night)
 
     def _newest(self, end: int, at_least: int | None) -> np.ndarray:
         if at_least is None or end - self.first <= at_least:
@@ -412,6 +413,13 @@ class _Home:
         self.champion, self.first = night, end
         self.sizes.clear()
         self.lost.clear()
+
+    def _call_for_a_person(self, night: int) -> None:
+        lived, (by_decided, by_compared) = self.lived, zip(*self.lost, strict=True)
+        if math.isinf(lived.stuck) and self._is_stuck(by_decided):
+            lived.stuck = night
+        if math.isinf(lived.stuck_by_compared) and self._is_stuck(by_compared):
+            lived.stuck_by_compared = night
 
     def _is_stuck(self, windows: Sequence[np.ndarray]) -> bool:
         _, compared = self.lost[-1]
