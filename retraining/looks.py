@@ -7,8 +7,9 @@ name or other bytes make no other recording of it. Nothing is read or written he
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
 from retraining.journal import Entry, Memory
@@ -81,9 +82,9 @@ class Look(Entry):
     challenger: int
     challenger_mean_error: float
     threshold: float
+    decided: list[str]
     promote: bool
     at: str
-    decided: list[str] = field(default_factory=list)
 
     def ended(self, outcome: str, what: str) -> Judged:
         """Return the verdict that the look ended in."""
@@ -118,6 +119,7 @@ class Look(Entry):
             challenger=0,
             challenger_mean_error=0.0,
             threshold=0.0,
+            decided=[],
             promote=True,
             at=now(),
         )
@@ -134,17 +136,20 @@ class Look(Entry):
         try:
             found = json.loads(content)
             look = cls(**{one.name: found[one.name] for one in fields(cls)})
-            kinds: dict[str, type | tuple[type, ...]] = {
-                **dict.fromkeys(("model_name", "question", "learnt"), str),
-                **dict.fromkeys(("mean_error", "mean_error_low", "threshold"), (int, float)),
-                **{"version": int, "promote": bool},
-                **dict.fromkeys(("recordings", "compared", "decided"), list),
-            }
-            if not all(isinstance(getattr(look, name), kind) for name, kind in kinds.items()):
-                raise ValueError("a field is of another type")
-            if not look.compared or not all(isinstance(one, str) for one in look.compared):
+            if not all(type(one) is list for one in (look.recordings, look.compared, look.decided)):
                 raise ValueError("it names no recordings")
-        except (TypeError, LookupError, RecursionError) as error:
+            numbers = (look.mean_error, look.mean_error_low, look.challenger_mean_error)
+            names = (*look.recordings, *(look.compared or ()), *look.decided)
+            texts = (look.model_name, look.question, look.cycle, look.learnt, look.at, *names)
+            if not (look.compared and look.decided and all(isinstance(one, str) for one in texts)):
+                raise ValueError("it names no recordings")
+            if not all(map(math.isfinite, (*numbers, look.threshold))):
+                raise ValueError("an error is no number")
+            if not all(
+                isinstance(one, int) for one in (look.version, look.challenger, look.promote)
+            ):
+                raise ValueError("a version is no whole number")
+        except (TypeError, LookupError, OverflowError, RecursionError) as error:
             raise ValueError(str(error)) from error
         return look
 
@@ -259,4 +264,4 @@ class Past:
         lost = self.lost_looks(version)
         if not lost or not lost[0].mean_error_low > lost[0].threshold:
             return 0
-        return apart([one.decided or one.compared or [] for one in lost])
+        return apart([one.decided for one in lost])

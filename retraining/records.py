@@ -140,6 +140,7 @@ def look(cycle: Cycle, challenger: Challenger, verdict: Verdict) -> Look:
         challenger=challenger.version.number if challenger.version else 0,
         challenger_mean_error=sum(rival) / len(rival),
         threshold=cycle.threshold,
+        decided=decided.recordings,
         promote=verdict.promote,
         at=now(),
     )

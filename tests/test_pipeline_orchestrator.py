@@ -577,9 +577,8 @@ class TestNoPromotion:
     def test_losing_again_and_again_calls_a_person(
         self, home: Path, settings_of: SettingsOf, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """In the verdict, as a warning and in `status`, after `stuck_after` windows apart."""
-        limits = {"stuck_after": 2, "window": BATCH}
-        settings = settings_of(home, min_improvement=90, threshold=1, **limits)
+        """In the verdict, as a warning and in `status`, after `stuck_after` looks at others."""
+        settings = settings_of(home, min_improvement=90, threshold=1, stuck_after=2)
         assert "stuck" not in run_orchestrator(settings).message
         assert "stuck" not in run_orchestrator(settings, force=True).message
         write_recordings(home / "new_gts", BATCH, "new", seed=9, prefix="late")
@@ -590,7 +589,7 @@ class TestNoPromotion:
         assert warnings == [result.stuck]
         assert status(settings, None)["problems"] == [result.stuck]
         assert run_orchestrator(settings).stuck == result.stuck
-        healthy = settings_of(home, threshold=1000, **limits)
+        healthy = settings_of(home, threshold=1000, stuck_after=2)
         assert run_orchestrator(healthy).outcome is Outcome.HEALTHY
         assert status(settings, None)["problems"] == []
 
