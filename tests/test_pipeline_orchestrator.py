@@ -855,6 +855,7 @@ class TestKnownRecordings:
         assert counts(settings) == before
 
     @both_modules_in_time
+    @pytest.mark.slow
     def test_copies_beside_new_recordings_change_no_number(
         self, domain: Domain, home: Path, settings_of: SettingsOf, tmp_path: Path
     ) -> None:

@@ -157,7 +157,7 @@ class TestLooks:
         result = run_orchestrator(settings_of(lost, min_improvement=91))
         assert result.facts["verdict"]["repeated_looks"] == 1
 
-    @pytest.mark.parametrize("content", [None, b"{", b"[]", b'{"version": 1}'])
+    @pytest.mark.parametrize("content", [None, b"{"])
     def test_a_look_that_cannot_be_read_counts_against_the_challenger(
         self,
         lost: Path,

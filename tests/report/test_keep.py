@@ -259,6 +259,7 @@ class TestOutcomes:
         run_orchestrator(settings_of(home), dry_run=True)
         assert not (home / "reports").exists()
 
+    @pytest.mark.slow
     def test_the_error_over_time(self, home: Path, settings_of: SettingsOf) -> None:
         """The second batch: a chart, and one step more of the metric that MLflow draws."""
         settings = settings_of(home, threshold=1000)
