@@ -561,9 +561,10 @@ class TestEvidence:
 
     @pytest.mark.slow
     def test_an_equal_model_is_rarely_promoted_in_many_repetitions(self) -> None:
-        """2000 times 12 recordings, all judged: at most 5 % and three standard errors."""
+        """2000 times 12 recordings: at most 5 % and three standard errors; judged if it is near."""
         first, second = errors_of_equal_models(2000, 12, seed=1)
-        promoted = sum(judge(*pair).promote for pair in zip(first, second, strict=True))
+        near = np.flatnonzero(exact_p_values(first - second) < 0.07)
+        promoted = sum(judge(first[row], second[row]).promote for row in near)
         assert 0 < promoted <= 2000 * 0.05 + 3 * math.sqrt(2000 * 0.05 * 0.95)
 
     def test_a_real_gain_is_found(self) -> None:

@@ -246,7 +246,7 @@ class TestFigures:
         [
             ({"most": 5}, "at most 5"),
             ({"least": 0.8, "scale": 100, "unit": " %"}, "at least 80 %"),
-            ({"least": 0.92, "most": 0.96}, "at least 0.92, at most 0.96"),
+            ({"least": 0.92, "most": 0.96}, "0.92 to 0.96"),
             ({"most": 0.05, "errors": 2}, "at most 0.05 + sampling error"),
         ],
     )

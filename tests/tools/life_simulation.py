@@ -61,6 +61,7 @@ MUCH_WORSE = 1.0
 """Points by which a promotion is called bad even where luck in retraining is as large."""
 LOST_LOOKS = 3
 N_FLIPS, N_FLIPS_OF_MANY, MANY, ROUND_SIZE = 8_192, 1_024, 60, 8
+NO_BREAK = "\u00a0"
 LIVES_AT_ONCE, LOOKS_A_LIFE, PERCENTILE_RESAMPLES = 10, 4, 999
 
 
@@ -247,24 +248,24 @@ class Policy:
     spends: bool = False
 
 
-PLAIN = Policy("lower mean, 15 / 15", window=15, significance=1, given_night=False)
-ANY_NIGHT = Policy("5 % of any night, 15 / 30", given_night=False)
+PLAIN = Policy("lower mean, 15/15", window=15, significance=1, given_night=False)
+ANY_NIGHT = Policy("any night, 5 %, 15/30", given_night=False)
 LIFE_LONG = Policy(
-    "5 % of a life, all / all", decide=None, window=None, given_night=False, spends=True
+    "a whole life, 5 %, all/all", decide=None, window=None, given_night=False, spends=True
 )
-PRODUCT = Policy("**5 % given the night, 15 / 30**")
+PRODUCT = Policy("**given the night, 5 %, 15/30**")
 MAIN = (PLAIN, ANY_NIGHT, LIFE_LONG, PRODUCT)
 CANDIDATES = (
-    Policy("5 % of any night, 15 / 15", window=15, given_night=False),
-    Policy("5 % given the night, 15 / 15", window=15),
-    Policy("5 % given the night, 15 / 20", window=20),
-    Policy("5 % given the night, 15 / 45", window=45),
-    Policy("5 % given the night, 30 / 30", decide=30),
-    Policy("2.5 % given the night, 15 / 30", significance=0.025),
-    Policy("10 % given the night, 15 / 30", significance=0.1),
-    Policy("20 % given the night, 15 / 30", significance=0.2),
-    Policy("5 % given the night, 15 / 30, three new ones between looks", fresh=3),
-    Policy("5 % given the night, 15 / 30, decided by the bound", decide_by="bound"),
+    Policy("any night, 5 %, 15/15", window=15, given_night=False),
+    Policy("given the night, 5 %, 15/15", window=15),
+    Policy("given the night, 5 %, 15/20", window=20),
+    Policy("given the night, 5 %, 15/45", window=45),
+    Policy("given the night, 5 %, 30/30", decide=30),
+    Policy("given the night, 2.5 %, 15/30", significance=0.025),
+    Policy("given the night, 10 %, 15/30", significance=0.1),
+    Policy("given the night, 20 %, 15/30", significance=0.2),
+    Policy("three new ones between looks", fresh=3),
+    Policy("decided by the bound", decide_by="bound"),
 )
 POLICIES = {policy.name: policy for policy in (*MAIN, *CANDIDATES)}
 
@@ -697,12 +698,11 @@ class Goal:
     @property
     def asked(self) -> str:
         """In words."""
-        ends = [
-            f"{words} {self.scale * end:g}{self.unit}"
-            for words, end in (("at least", self.least), ("at most", self.most))
-            if math.isfinite(end)
-        ]
-        return ", ".join(ends) + (" + sampling error" if self.errors else "")
+        least, most = (f"{self.scale * end:g}{self.unit}" for end in (self.least, self.most))
+        if math.isfinite(self.least) and math.isfinite(self.most):
+            return f"{least} to {most}"
+        asked = f"at most {most}" if math.isfinite(self.most) else f"at least {least}"
+        return asked + (" + sampling error" if self.errors else "")
 
     def is_held(self, found: Figure, errors_allowed: float) -> bool:
         """Say whether what was found is in the limits, but for so many standard errors."""
@@ -832,7 +832,7 @@ def years_table(measured: Measured) -> str:
     """Return what a year costs, by policy."""
     lives = measured.lives[YEAR.name]
     plain = lives[PLAIN.name]
-    header = ["policy, decide / compare", "points of true error above the first", "worse promoted"]
+    header = ["policy, decide/compare", "points of true error above the first", "worse promoted"]
     header += ["of the first one's", "worse by more than 1 point", "promotions", "retrainings"]
     rows = [
         [
@@ -852,7 +852,7 @@ def years_table(measured: Measured) -> str:
 def other_years_table(measured: Measured) -> str:
     """Return the same of other years, by main policy."""
     worlds = [one for one in (BAD_YEAR.name, YEAR_SHARED.name) if one in measured.lives]
-    header = ["policy, decide / compare"]
+    header = ["policy, decide/compare"]
     for world in worlds:
         header += [f"{world}: points above the first", "worse", "worse by more than 1 point"]
     rows = []
@@ -877,7 +877,7 @@ def drifts_table(measured: Measured) -> str:
         ]
         for name in names
     ]
-    return table(["policy, decide / compare", *worlds], rows)
+    return table(["policy, decide/compare", *worlds], rows)
 
 
 def _found_and_promoted(lives: Mapping[str, np.ndarray] | None) -> str:
@@ -890,7 +890,7 @@ def _found_and_promoted(lives: Mapping[str, np.ndarray] | None) -> str:
 def equal_table(measured: Measured) -> str:
     """Return how often equal models are exchanged, by main policy."""
     worlds = [name for name in (EQUAL_AT_8.name, EQUAL_AT_9.name) if name in measured.lives]
-    header = ["policy, decide / compare"]
+    header = ["policy, decide/compare"]
     for world in worlds:
         header += [f"{world}: exchanged once or more, %", "promoted at a look, %", "retrainings"]
     rows = []
@@ -1030,6 +1030,9 @@ Measured on {date} in {minutes:.0f} minutes with
 
 ## A year
 
+A policy is what its p-value is given, the level that it is held against, and how many recordings
+decide and are compared; the last two are the gate's with one thing changed.
+
 {years}
 
 ## Other years
@@ -1131,7 +1134,9 @@ def _filled(part: str) -> str:
     """Break the lines of a paragraph anew, for the figures in it; leave anything else."""
     if part.startswith(("#", "|", " ")):
         return part
-    return textwrap.fill(part, 100, break_long_words=False, break_on_hyphens=False)
+    kept = " ".join(part.split()).replace(" %", NO_BREAK + "%")
+    lines = textwrap.fill(kept, 100, break_long_words=False, break_on_hyphens=False)
+    return lines.replace(NO_BREAK, " ")
 
 
 GOALS_HEADER = ("goal", "asked", "found ± standard error", "held")
