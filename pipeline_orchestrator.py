@@ -413,7 +413,12 @@ def _cycle(cycle: Cycle, recorder: Recorder, *, force: bool, anyway: bool) -> Cy
     if len(batch.files) < _fewest(settings, anyway=anyway):
         return records.waiting(settings, len(batch.files), anyway=anyway)
     # The same question is not answered, and paid for, every night.
-    cycle.past = Past.of(Journal(settings.home).read(), settings.model_name)
+    cycle.past = Past.of(
+        Journal(settings.home).read(),
+        settings.model_name,
+        champion.number,
+        champion.version.run_id,
+    )
     earlier = cycle.past.answer(champion.number, cycle.question, batch.recordings)
     if earlier and not (force or anyway):
         return records.already_judged(cycle, earlier)

@@ -28,7 +28,7 @@ from retraining.registry.facts import (
 )
 from retraining.settings import Settings
 from retraining.training import ERROR, PREDICTED_COUNT, TRUE_COUNT, TrainedModel, Training
-from retraining.windows import newest
+from retraining.windows import fewest_differences, newest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,10 +101,22 @@ class Batch:
             )
         )
 
-    def newest(self, at_least: int) -> Batch:
+    def newest(self, at_least: int, fewest_sessions: int = 0) -> Batch:
         """Return the window of the newest recordings, at least so many if there are."""
+        window = self._newest(at_least)
+        while window.n_sessions < fewest_sessions and len(window.files) < len(self.files):
+            window = self._newest(len(window.files) + 1)
+        return window
+
+    def _newest(self, at_least: int) -> Batch:
         is_in = newest([one.night for one in self.files], at_least)
         return self._only(one for one, kept in zip(self.files, is_in, strict=True) if kept)
+
+    @property
+    def n_sessions(self) -> int:
+        """How many sessions the recordings are of."""
+        sessions = [one.session for one in self.files]
+        return len({*sessions} - {""}) + sessions.count("")
 
     def without(self, learnt: Collection[str]) -> Batch:
         """Return those that are new to a version, given SHA-256 of what it learnt."""
@@ -343,8 +355,15 @@ class Cycle:
 
     @property
     def window(self) -> Batch:
-        """The recordings that two models are compared on; those that decide are among them."""
-        return self.batch.newest(max(self.settings.window, self.settings.min_new_files))
+        """The recordings that two models are compared on; those that decide are among them.
+
+        They are at least so many as a significant p-value takes, and twice so many sessions where
+        recordings share them.
+        """
+        fewest = fewest_differences(self.settings.significance)
+        if self.batch.n_sessions < len(self.batch.files):
+            fewest *= 2
+        return self.batch.newest(max(self.settings.window, self.settings.min_new_files), fewest)
 
     @property
     def question(self) -> str:

@@ -27,6 +27,7 @@ from retraining.resampling import (
     sign_flip_p_values,
 )
 from retraining.text import error_text, number_text
+from retraining.windows import fewest_differences
 
 POWER = 0.8
 FORESEEN_NIGHTS = (5, 10)
@@ -85,6 +86,8 @@ class Verdict:
         Of these recordings; as many where each is a session of its own.
     champion_mean_error, challenger_mean_error
         Over these recordings.
+    challenger_mean_error_decided
+        Over those of them that decided.
     difference, difference_low, difference_high
         Mean of champion minus challenger, and its 95 % interval.
     p_value
@@ -102,7 +105,7 @@ class Verdict:
         observed gain.
     recordings_needed
         If only evidence is lacking: about how many recordings (`independent_things`) a gain of
-        the observed size needs in all; None otherwise.
+        the observed size needs in all; None otherwise, and where no window holds so many.
     still_above
         The threshold, if the challenger is promoted and above it as well; None otherwise.
     unit
@@ -114,6 +117,7 @@ class Verdict:
     n_sessions: int
     champion_mean_error: float
     challenger_mean_error: float
+    challenger_mean_error_decided: float
     difference: float
     difference_low: float
     difference_high: float
@@ -176,8 +180,11 @@ class Verdict:
             times = "once" if self.repeated_looks == 1 else f"{self.repeated_looks} times"
             hints.append(f"a repeated look: these recordings were compared {times} before")
         if self.still_above is not None:
-            limit = f"{self.still_above:g} {self.unit}"
-            hints.append(f"still above the threshold of {limit}")
+            found = error_text(self.challenger_mean_error_decided, self.unit)
+            hints.append(
+                f"still above the threshold of {self.still_above:g} {self.unit}: {found} on the "
+                "newest, which decide"
+            )
         if self.power_gain is not None:
             gain = f"{number_text(self.power_gain)} {self.difference_unit}"
             hints.append(
@@ -307,30 +314,31 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
         _beats_no_model(challenger, no_model_errors, unit),
     )
     failed = {one.reason for one in criteria if one.outcome is Outcome.FAILED}
-    evidence = Evidence.of(champion, challenger, sessions, night, significance)
+    columns = (champion, challenger, sessions, night)
     can_tell = significance < 1 and len(independent) > 1
     waits = can_tell and failed and failed <= LACKING_EVIDENCE
     foreseen: dict[str, Any] = {}
+    needed = recordings_needed(independent, significance)
     if waits:
         foreseen = {
-            "chances": evidence.chances(
+            "chances": Evidence.of(*columns, significance).chances(
                 FORESEEN_NIGHTS,
                 _nights_of_sessions(nights, sessions, len(differences)),
                 recordings_a_night * len(independent) / len(differences),
                 window * len(independent) // len(differences),
             ),
-            "recordings_needed": recordings_needed(independent, significance),
+            "recordings_needed": needed if not window or (needed or 0) <= window else None,
         }
     low, high = mean_interval(differences, sessions)
-    is_above = (
-        threshold is not None and challenger[_mask(decided, len(champion))].mean() > threshold
-    )
+    on_decided = float(challenger[_mask(decided, len(champion))].mean())
+    is_above = threshold is not None and on_decided > threshold
     return Verdict(
         criteria=criteria,
         n_recordings=len(differences),
         n_sessions=len(independent),
         champion_mean_error=float(champion.mean()),
         challenger_mean_error=float(challenger.mean()),
+        challenger_mean_error_decided=on_decided,
         difference=mean,
         difference_low=low,
         difference_high=high,
@@ -338,7 +346,7 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
         unconditional_p_value=unconditional,
         repeated_looks=repeated_looks,
         loss_bound=loss_bound,
-        power_gain=evidence.power_gain(POWER)
+        power_gain=Evidence.of(*columns, effective).power_gain(POWER)
         if failed and can_tell and "TOO_FEW_RECORDINGS" not in failed
         else None,
         still_above=threshold if is_above and not failed else None,
@@ -475,12 +483,7 @@ def recordings_needed(differences: np.ndarray, significance: float) -> int | Non
     deviation = differences.std(ddof=1) if len(differences) > 1 else mean
     z = float(stats.norm.isf(significance) + stats.norm.ppf(POWER))
     enough = math.ceil((z * float(deviation / mean)) ** 2)
-    return max(enough, _fewest_recordings(significance), len(differences) + 1)
-
-
-def _fewest_recordings(significance: float) -> int:
-    """Return how many differences a p-value of that size takes: n signs give at best 2^-n."""
-    return math.ceil(-math.log2(significance))
+    return max(enough, fewest_differences(significance), len(differences) + 1)
 
 
 def _criterion(
@@ -520,7 +523,7 @@ def _improves(mean: float, min_improvement: float, unit: str) -> Criterion:
 
 def _enough_recordings(differences: np.ndarray, significance: float, things: str) -> Criterion:
     informative = int(np.count_nonzero(differences))
-    needed = _fewest_recordings(significance)
+    needed = fewest_differences(significance)
     return _criterion(
         f"{things} on which the models differ",
         informative,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
 
 from retraining.journal import Entry, Memory
@@ -24,8 +24,8 @@ class Judged(Entry):
 
     Parameters
     ----------
-    version
-        Production.
+    version, run_id
+        Production, and the run that made it: MLflow gives a number again.
     question
         What the verdict depends on beside the recordings: settings and code.
     recordings
@@ -37,6 +37,7 @@ class Judged(Entry):
     KIND: ClassVar[str] = "judged"
     model_name: str
     version: int
+    run_id: str
     question: str
     cycle: str
     recordings: list[str]
@@ -51,8 +52,8 @@ class Look(Entry):
 
     Parameters
     ----------
-    version
-        Production.
+    version, run_id
+        Production, and the run that made it.
     question, recordings
         As of `Judged`, which may be missing after a crash.
     learnt
@@ -72,6 +73,7 @@ class Look(Entry):
     KIND: ClassVar[str] = "look"
     model_name: str
     version: int
+    run_id: str
     question: str
     cycle: str
     recordings: list[str]
@@ -91,6 +93,7 @@ class Look(Entry):
         return Judged(
             model_name=self.model_name,
             version=self.version,
+            run_id=self.run_id,
             question=self.question,
             cycle=self.cycle,
             recordings=self.recordings,
@@ -104,11 +107,12 @@ class Look(Entry):
         return json.dumps(asdict(self), indent=1).encode()
 
     @classmethod
-    def unknown(cls, model_name: str, version: int) -> Look:
+    def unknown(cls, model_name: str, version: int, run_id: str = "") -> Look:
         """Return a look of which only the production version is known."""
         return cls(
             model_name=model_name,
             version=version,
+            run_id=run_id,
             question="",
             cycle="",
             recordings=[],
@@ -140,7 +144,15 @@ class Look(Entry):
                 raise ValueError("it names no recordings")
             numbers = (look.mean_error, look.mean_error_low, look.challenger_mean_error)
             names = (*look.recordings, *(look.compared or ()), *look.decided)
-            texts = (look.model_name, look.question, look.cycle, look.learnt, look.at, *names)
+            texts = (
+                look.model_name,
+                look.run_id,
+                look.question,
+                look.cycle,
+                look.learnt,
+                look.at,
+                *names,
+            )
             if not (look.compared and look.decided and all(isinstance(one, str) for one in texts)):
                 raise ValueError("it names no recordings")
             if not all(map(math.isfinite, (*numbers, look.threshold))):
@@ -166,14 +178,27 @@ class Past:
     order: tuple[Judged | Look, ...] = ()
 
     @classmethod
-    def of(cls, memory: Memory, model_name: str) -> Past:
-        """Take what a journal tells."""
-        order = tuple(
+    def of(cls, memory: Memory, model_name: str, version: int = 0, run_id: str = "") -> Past:
+        """Take what a journal tells.
+
+        Parameters
+        ----------
+        version, run_id
+            Production: of another version that once had its number only the recordings count.
+        """
+        found = (
             one
             for one in memory.in_order(Judged, Look)
             if isinstance(one, (Judged, Look)) and one.model_name == model_name
         )
-        return cls(order)
+        return cls(
+            tuple(
+                replace(one, version=0)
+                if one.version == version and one.run_id not in ("", run_id)
+                else one
+                for one in found
+            )
+        )
 
     def and_then(self, look: Look | None) -> Past:
         """Return the same with one look more."""
@@ -220,22 +245,26 @@ class Past:
 
         Notes
         -----
-        None of them is new evidence if each was in a window before. Counted are the looks since
-        the last of them was first in one. One of which nobody knows what it compared counts as
+        None of them is new evidence if each was there at a look before, in its window or not:
+        another width of the window is no other night. Counted are the looks since the last of them
+        was first there. One of which nobody knows what it compared counts as
         long as its champion is production.
         """
         known: list[Look] = []
-        for look in self.looks:
-            if look.compared is None or look.is_as(learnt, question, compared):
-                continue
-            if not any(one.is_as(look.learnt, look.question, look.compared) for one in known):
-                known.append(look)
-        lost = any(look.compared is None and look.version == version for look in self.looks)
+        seen: set[str] = set()
         first: dict[str, int] = {}
-        for place, look in enumerate(known):
-            for recording in look.compared or ():
-                first.setdefault(recording, place)
-        if not set(compared) <= set(first):
+        for one in self.order:
+            seen |= {*one.recordings}
+            if isinstance(one, Judged) or one.compared is None:
+                continue
+            again = (one.learnt, one.question, one.compared)
+            if one.is_as(learnt, question, compared) or any(each.is_as(*again) for each in known):
+                continue
+            seen |= {*one.compared}
+            first |= {recording: len(known) for recording in seen - first.keys()}
+            known.append(one)
+        lost = any(look.compared is None and look.version == version for look in self.looks)
+        if not set(compared) <= first.keys():
             return int(lost)
         return len(known) - max((first[one] for one in compared), default=0) + int(lost)
 

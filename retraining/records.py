@@ -128,6 +128,7 @@ def look(cycle: Cycle, challenger: Challenger, verdict: Verdict) -> Look:
     return Look(
         model_name=cycle.settings.model_name,
         version=cycle.champion.number,
+        run_id=cycle.champion.version.run_id,
         question=cycle.question,
         cycle=cycle.id,
         recordings=_unjudged(cycle),
@@ -151,6 +152,7 @@ def judged_entry(cycle: Cycle, result: CycleResult) -> Judged:
     return Judged(
         model_name=cycle.settings.model_name,
         version=cycle.champion.number,
+        run_id=cycle.champion.version.run_id,
         question=cycle.question,
         cycle=cycle.id,
         recordings=_unjudged(cycle),
@@ -262,14 +264,35 @@ def healthy(cycle: Cycle) -> CycleResult:
         f"{_judged_on(cycle, monitoring)}, {allowed}",
         {
             "production": production,
-            "recordings": len(cycle.batch.files),
-            "decided_on": len(cycle.decided.files),
-            "mean_error": monitoring.mean_error,
-            "mean_error_of_all": monitoring.mean_of_all,
-            "mean_error_interval": [monitoring.interval_low, monitoring.interval_high],
-            "threshold": cycle.threshold,
-            "decide": cycle.settings.decide,
+            **_measured(cycle, monitoring),
         },
+    )
+
+
+def _measured(cycle: Cycle, monitoring: Monitoring) -> dict[str, object]:
+    """Return what was measured of production, and what it was held against."""
+    return {
+        "recordings": len(cycle.batch.files),
+        "decided_on": len(cycle.decided.files),
+        "mean_error": monitoring.mean_error,
+        "mean_error_of_all": monitoring.mean_of_all,
+        "mean_error_interval": [monitoring.interval_low, monitoring.interval_high],
+        "threshold": cycle.threshold,
+        "decide": cycle.settings.decide,
+    }
+
+
+def _windows(cycle: Cycle, verdict: Verdict) -> str:
+    """Say which recordings decided and were compared; nothing where it was all of them."""
+    n_all, n_decided = len(cycle.batch.files), len(cycle.decided.files)
+    if cycle.monitoring is None or n_all == n_decided:
+        return ""
+    compared = newest_in_words(verdict.n_recordings, n_all)
+    error = error_text(cycle.monitoring.mean_error, cycle.unit)
+    on_all = error_text(cycle.monitoring.mean_of_all, cycle.unit)
+    return (
+        f"; compared were {compared} new recordings, and version {cycle.champion.number} errs by "
+        f"{error} on the newest {n_decided}, which decided, by {on_all} on all"
     )
 
 
@@ -281,9 +304,11 @@ def judged(cycle: Cycle, verdict: Verdict) -> CycleResult:
     stuck = ""
     if verdict.promote:
         message = f"promoted: {name} replaces version {old}: {verdict.explain()}"
+        message += _windows(cycle, verdict)
     else:
         stuck = stuck_text(cycle.settings, old, cycle.past.and_then(cycle.look))
         message = f"not promoted: production stays version {old}, {name}: {verdict.explain()}"
+        message += _windows(cycle, verdict)
         message += f"; {stuck}" if stuck else ""
     return CycleResult(
         Outcome.PROMOTED if verdict.promote else Outcome.NOT_PROMOTED,
@@ -317,8 +342,7 @@ def _compared(cycle: Cycle, number: int | None, verdict: Verdict) -> dict[str, o
     return {
         "champion": cycle.champion.number,
         "challenger": number,
-        "recordings": len(cycle.batch.files),
-        "decided_on": len(cycle.decided.files),
+        **(_measured(cycle, cycle.monitoring) if cycle.monitoring else {}),
         "compared_on": verdict.n_recordings,
         "verdict": verdict.as_dict(),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 
 LARGEST_OVERLAP = 0.5
@@ -29,6 +30,17 @@ def newest(nights: Sequence[int], at_least: int) -> list[bool]:
             first = night
             break
     return [night >= first for night in nights]
+
+
+def fewest_differences(significance: float) -> int:
+    """Return how many differences a p-value of that size takes: n signs give at best 2^-n.
+
+    Examples
+    --------
+    >>> fewest_differences(0.05)
+    5
+    """
+    return math.ceil(-math.log2(significance))
 
 
 def newest_in_words(n_newest: int, n_all: int) -> str:

@@ -269,6 +269,7 @@ class TestWhatComesBack:
         rows = [training.read(path, 1)[0] for path in paths[:2]]
         assert example.equals(input_example(training, rows))
 
+    @pytest.mark.slow
     def test_two_processes_find_the_same(
         self, load: Callable[..., Training], paths: list[Path]
     ) -> None:

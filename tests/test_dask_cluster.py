@@ -179,6 +179,7 @@ class TestCluster:
         assert cluster.workers[0].returncode == -signal.SIGKILL
 
     @pytest.mark.parametrize("who", ["scheduler", "workers"])
+    @pytest.mark.slow
     def test_a_lost_cluster_ends_the_wait(
         self, cluster: Cluster, recordings: Path, monkeypatch: pytest.MonkeyPatch, who: str
     ) -> None:
@@ -203,6 +204,7 @@ class TestCluster:
             train(cluster.settings(), recordings)
         assert next(wanted, None) is None
 
+    @pytest.mark.slow
     def test_an_invalid_recording_is_named(self, cluster: Cluster, tmp_path: Path) -> None:
         """The worker's refusal arrives as it is."""
         paths = write_recordings(tmp_path / "recordings", 3)
@@ -210,6 +212,7 @@ class TestCluster:
         with pytest.raises(PipelineError, match=r"^cannot train: recording_02\.csv: lacks"):
             train(cluster.settings(), paths[0].parent)
 
+    @pytest.mark.slow
     def test_recordings_that_the_workers_do_not_see_are_explained(
         self, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -219,6 +222,7 @@ class TestCluster:
         with pytest.raises(PipelineError, match="a file system that all workers share"):
             train(cluster.settings(), Path("here"))
 
+    @pytest.mark.slow
     def test_a_file_that_is_none_is_named(self, cluster: Cluster, tmp_path: Path) -> None:
         """The refusal of our own reader arrives as it is, too."""
         paths = write_recordings(tmp_path / "recordings", 3)

@@ -19,6 +19,7 @@ def judged(recordings: str, outcome: str = "healthy", **values: Any) -> Judged:
     fields = {
         "model_name": MODEL,
         "version": 1,
+        "run_id": "run",
         "question": "settings",
         "cycle": "c",
         "what": f"{outcome} on {recordings}",
@@ -32,6 +33,7 @@ def look(compared: str | None, learnt: str = "seed 0", **values: Any) -> Look:
     fields = {
         "model_name": MODEL,
         "version": 1,
+        "run_id": "run",
         "question": "settings",
         "cycle": "c",
         "recordings": list(compared or ""),
@@ -61,6 +63,13 @@ class TestRepeatedLooks:
         """Nor is one at recordings that were never looked at."""
         assert repeated(Past(), "abc") == 0
         assert repeated(Past((look("abc"),)), "def") == 0
+
+    def test_another_width_of_the_window_is_no_fresh_look(self) -> None:
+        """What lay there at a look, or was judged before it, was seen."""
+        past = Past((judged("xy"), look("abc", recordings=list("abcdef"))))
+        assert repeated(past, "abcdef") == 1
+        assert repeated(past, "xyabc") == 1
+        assert repeated(past, "abcdefg") == 0
 
     def test_one_fresh_recording_makes_a_fresh_look(self) -> None:
         """Whatever the others went through."""
@@ -221,6 +230,16 @@ class TestLostInARow:
 
 class TestKept:
     """In the journal and beside the monitoring run."""
+
+    def test_a_number_that_mlflow_gave_again_is_another_version(self, tmp_path: Path) -> None:
+        """Its verdicts and lost looks are not its own; its recordings were looked at."""
+        journal = Journal(tmp_path)
+        journal.append(judged("abc"), look("abcd"))
+        past = Past.of(journal.read(), MODEL, 1, "another run")
+        assert past.judged_by(1) == set()
+        assert past.lost_looks(1) == []
+        assert repeated(past, "abcd") == 1
+        assert Past.of(journal.read(), MODEL, 1, "run").judged_by(1) == set("abc")
 
     def test_a_journal_gives_them_back_in_order(self, tmp_path: Path) -> None:
         """Of this registered model alone."""

@@ -613,6 +613,7 @@ class TestNoPromotion:
         assert result.outcome is Outcome.NOT_PROMOTED
         assert result.facts["verdict"]["reasons"] == ["FORGETS"]
 
+    @pytest.mark.slow
     def test_a_moved_alias_stays_where_it_was_put(
         self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -741,6 +742,7 @@ class TestProbation:
         assert len(list((home / "new_gts").glob("right*.csv"))) == BATCH
         assert run_orchestrator(settings).outcome is not Outcome.ROLLED_BACK
 
+    @pytest.mark.slow
     def test_it_is_passed_once(
         self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -963,6 +965,7 @@ class TestCommandLine:
         assert done.stdout.count("\n") == 1
         assert all(line[:2] == "20" for line in done.stderr.splitlines()), done.stderr
 
+    @pytest.mark.slow
     def test_json_is_one_document(self, home: Path) -> None:
         """With a schema version."""
         done = script("pipeline_orchestrator.py", "run", "--json", *self.words(), home=home)

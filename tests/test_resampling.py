@@ -149,6 +149,7 @@ class TestAnyNight:
         assert found == pytest.approx((expected, expected), abs=0.01)
         assert sign_flip_p_values(champion, challenger) == found
 
+    @pytest.mark.slow
     def test_thousands_of_recordings_take_seconds(self) -> None:
         """A hundred thousand flips of 3,000 at most."""
         champion, challenger = skewed(0, 3000)
@@ -469,6 +470,7 @@ class TestMeanInterval:
         """As one recording tells nothing about others."""
         assert mean_interval([1.0, 3.0], ["a", "a"]) == (2, 2)
 
+    @pytest.mark.slow
     def test_many_thousands_of_recordings_take_seconds(self) -> None:
         """The number of resamples falls, as luck does."""
         values = skewed(0, 50_000)[0]
@@ -534,6 +536,7 @@ class TestPower:
 
     @pytest.mark.parametrize("n", [15, 30])
     @pytest.mark.parametrize("threshold", [None, 16.0])
+    @pytest.mark.slow
     def test_that_gain_is_found_four_times_out_of_five(
         self, n: int, threshold: float | None
     ) -> None:

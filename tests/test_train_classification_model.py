@@ -1827,6 +1827,7 @@ class TestCommandLine:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.usefixtures("fast_training")
+    @pytest.mark.slow
     def test_force_replaces_the_model_and_takes_another_folder(
         self, tmp_path: Path, sample_folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -1873,6 +1874,7 @@ class TestCommandLine:
         assert error.count("\n") == 1
 
     @pytest.mark.usefixtures("fast_training")
+    @pytest.mark.slow
     def test_a_write_that_fails_leaves_the_old_model(
         self,
         tmp_path: Path,

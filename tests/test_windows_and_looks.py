@@ -62,6 +62,7 @@ class TestWindows:
         assert decide == {f"season_{number:02}.csv" for number in range(1, BATCH + 1)}
         assert not [*(home / "new_gts").glob("*.csv")]
 
+    @pytest.mark.slow
     def test_older_healthy_recordings_tell_whether_it_forgets(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -134,6 +135,7 @@ class TestLooks:
         ]
         assert (verdict["repeated_looks"], limit_of(verdict)) == (0, 0.05)
 
+    @pytest.mark.slow
     def test_saved_anew_after_it_was_taken_away_it_is_no_fresh_one(
         self, lost: Path, settings_of: SettingsOf
     ) -> None:
@@ -175,6 +177,7 @@ class TestLooks:
         assert said.startswith("look.json of run ")
         assert "counts as a look at the same recordings" in said
 
+    @pytest.mark.slow
     def test_fresh_recordings_after_a_rollback_have_the_whole_level(
         self, home: Path, settings_of: SettingsOf
     ) -> None:

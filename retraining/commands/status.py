@@ -60,7 +60,7 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
     if overdue:
         notices.call_for_attention(settings, "overdue", overdue)
     memory = Journal(settings.home).read()
-    past = Past.of(memory, settings.model_name)
+    past = Past.of(memory, settings.model_name, champion.number, champion.run_id)
     stuck = records.stuck_text(settings, champion.number, past)
     inventory = _inventory(settings, registry, champion, memory)
     problems = [overdue, _failed(last_run), stuck or _degraded(monitored, champion)]

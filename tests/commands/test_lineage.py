@@ -45,6 +45,7 @@ def test_a_mended_recording(home: Path, settings_of: Callable[..., Any]) -> None
     assert "no version was trained on it" in as_lines(found)
 
 
+@pytest.mark.slow
 def test_a_corrected_recording(home: Path, settings_of: Callable[..., Any]) -> None:
     """Both contents tell of each other, and which versions learnt which."""
     relabel(home / "used_gts" / "old_01.csv", home / "new_gts" / "again.csv")

@@ -245,6 +245,7 @@ class TestAnyModule:
         assert (status, table) == (1, f"{header}\n{rows}{rows}")
         assert said[0].startswith(f"error: {bad}: each of these columns must be there once: ")
 
+    @pytest.mark.slow
     def test_a_champion_of_other_code(self, predict: Run, sample: Path, tmp_path: Path) -> None:
         """It predicts in a process of its own, the same."""
         _, expected, _ = predict(sample, words=WORDS)

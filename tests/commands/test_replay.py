@@ -179,6 +179,7 @@ def lived(
         return Lived(results, replayed, before, after, (n_before, counts(settings)), marks)
 
 
+@pytest.mark.slow
 class TestALife:
     """Three nights: a wrong promotion, its rollback, a healthy one."""
 
@@ -577,6 +578,7 @@ class TestWhatMovesMeanwhile:
             take()
 
 
+@pytest.mark.slow
 class TestTables:
     """What was read of recordings before is not read again."""
 
@@ -606,6 +608,7 @@ class TestTables:
 # --- Living ---
 
 
+@pytest.mark.slow
 class TestNights:
     """What holds for every night, whatever its cycle does."""
 

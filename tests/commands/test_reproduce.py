@@ -150,6 +150,7 @@ class TestReproduce:
 class TestWhatCannotBeReproduced:
     """One line says why."""
 
+    @pytest.mark.slow
     def test_missing_and_changed_recordings_are_named(
         self, home: Path, settings_of: Callable[..., Any]
     ) -> None:

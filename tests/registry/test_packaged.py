@@ -193,6 +193,7 @@ def test_all_recordings_are_one_process_and_each_is_a_whole(
     assert len(started) == 1
 
 
+@pytest.mark.slow
 def test_errors_of_a_batch_are_one_process(
     other_code: tuple[Any, Training, Any], started: list[list[str]]
 ) -> None:
@@ -292,6 +293,7 @@ def test_a_column_that_nobody_reads_any_more_is_named(
         model.predict(rows)
 
 
+@pytest.mark.slow
 def test_what_the_other_process_says_is_the_reason(other_code: tuple[Any, Training, Any]) -> None:
     """Its last line, with the remedy."""
     registry, training_module, _ = other_code

@@ -142,6 +142,7 @@ class TestOutcomes:
         contexts = [tag.value for one in run.inputs.dataset_inputs for tag in one.tags]
         assert sorted(contexts) == ["evaluation", "training"]
 
+    @pytest.mark.slow
     def test_not_promoted(self, home: Path, settings_of: SettingsOf) -> None:
         """The failed criterion, in a code and in plain words, and what to do."""
         result = run_orchestrator(settings_of(home, min_improvement=90))
@@ -357,6 +358,7 @@ class TestNothingNeedsIt:
         assert r"ZeroDivisionError: a bug in\na chart (test_keep.py:" in line
         assert_promoted(settings)
 
+    @pytest.mark.slow
     def test_a_failing_chart_costs_its_section(
         self,
         home: Path,

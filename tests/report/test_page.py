@@ -373,12 +373,43 @@ class TestWindows:
 
     def test_older_ones_are_said_to_stay(self) -> None:
         """A page tells where healthy files go."""
-        cycle = replace(self.windowed(), settings=replace(self.windowed().settings, window=2))
+        cycle = replace(
+            self.windowed(), settings=replace(self.windowed().settings, window=2, significance=0.5)
+        )
         text = read_page(make_facts(cycle=cycle)).text
         assert "older ones stay in new_gts/ until a promotion" in text
         healthy = ended(make_cycle(challenger_errors=None), Outcome.HEALTHY)
         text = read_page(make_facts(cycle=healthy, outcome=Outcome.HEALTHY)).text
         assert "The files stay in new_gts/ until a promotion; the newest ones decide." in text
+
+    def test_it_grows_until_it_holds_enough_sessions(self) -> None:
+        """Five recordings a night, of one session: 30 of them are six, and ten are needed."""
+        cycle = make_cycle(
+            min_new_files=15,
+            window=30,
+            names=[f"{n:02}.csv" for n in range(80)],
+            champion_errors=[20.0] * 80,
+            challenger_errors=[10.0] * 80,
+        )
+        files = [
+            replace(one, night=at // 5, session=f"day {at // 5}")
+            for at, one in enumerate(cycle.batch.files)
+        ]
+        cycle = replace(cycle, batch=replace(cycle.batch, files=tuple(files)))
+        assert (len(cycle.decided.files), cycle.window.n_sessions) == (15, 10)
+        alone = [replace(one, session="") for one in files]
+        cycle = replace(cycle, batch=replace(cycle.batch, files=tuple(alone)))
+        assert len(cycle.window.files) == 30
+
+    def test_the_tiles_tell_which_window_they_are_of(self) -> None:
+        """Both models' errors on what was compared, production's on what decided beside it."""
+        cycle = self.windowed()
+        facts = make_facts(cycle=cycle, history=(make_batch(1, n_decided=3, mean_error=33.5),))
+        text = read_page(facts).text
+        assert cycle.verdict is not None
+        mean = f"{cycle.verdict.champion_mean_error:.1f} %"
+        assert f"error of version 1{mean}on the" in text.replace(" on the", "on the")
+        assert "33.5 % on the newest 3, which decided" in text
 
     def test_both_p_values_and_what_is_still_above_are_told(self) -> None:
         """A better version may not be a good one yet."""
