@@ -318,8 +318,8 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     can_tell = significance < 1 and len(independent) > 1
     waits = can_tell and failed and failed <= LACKING_EVIDENCE
     foreseen: dict[str, Any] = {}
-    needed = recordings_needed(independent, significance)
     if waits:
+        needed = recordings_needed(independent, significance)
         foreseen = {
             "chances": Evidence.of(*columns, significance).chances(
                 FORESEEN_NIGHTS,

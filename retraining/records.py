@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retraining.cycle import (
     Challenger,
@@ -126,12 +126,7 @@ def look(cycle: Cycle, challenger: Challenger, verdict: Verdict) -> Look:
     held_out, hashes = challenger.out_of_fold, decided.hashes
     rival = [held_out[sha256] for sha256 in hashes.values() if sha256 in held_out]
     return Look(
-        model_name=cycle.settings.model_name,
-        version=cycle.champion.number,
-        run_id=cycle.champion.version.run_id,
-        question=cycle.question,
-        cycle=cycle.id,
-        recordings=_unjudged(cycle),
+        **_asked(cycle),
         learnt=challenger.manifest.digest,
         compared=window.recordings,
         mean_error=float(production.mean()),
@@ -150,21 +145,24 @@ def look(cycle: Cycle, challenger: Challenger, verdict: Verdict) -> Look:
 def judged_entry(cycle: Cycle, result: CycleResult) -> Judged:
     """Return what is remembered of a verdict: the next night does not ask the same."""
     return Judged(
-        model_name=cycle.settings.model_name,
-        version=cycle.champion.number,
-        run_id=cycle.champion.version.run_id,
-        question=cycle.question,
-        cycle=cycle.id,
-        recordings=_unjudged(cycle),
+        **_asked(cycle),
         outcome=result.outcome.value,
         what=_found(cycle, result),
         at=now(),
     )
 
 
-def _unjudged(cycle: Cycle) -> list[str]:
+def _asked(cycle: Cycle) -> dict[str, Any]:
+    """Return of which production, and what of it, was asked: in a look as in a verdict."""
     before = cycle.past.judged_by(cycle.champion.number, cycle.question)
-    return [one for one in cycle.batch.recordings if one not in before]
+    return {
+        "model_name": cycle.settings.model_name,
+        "version": cycle.champion.number,
+        "run_id": cycle.champion.version.run_id,
+        "question": cycle.question,
+        "cycle": cycle.id,
+        "recordings": [one for one in cycle.batch.recordings if one not in before],
+    }
 
 
 def _found(cycle: Cycle, result: CycleResult) -> str:
@@ -301,14 +299,12 @@ def judged(cycle: Cycle, verdict: Verdict) -> CycleResult:
     old = cycle.champion.number
     number = cycle.rival.number if cycle.rival else None
     name = f"version {number}" if number else "the challenger (dry run)"
-    stuck = ""
+    stuck, why = "", verdict.explain() + _windows(cycle, verdict)
     if verdict.promote:
-        message = f"promoted: {name} replaces version {old}: {verdict.explain()}"
-        message += _windows(cycle, verdict)
+        message = f"promoted: {name} replaces version {old}: {why}"
     else:
         stuck = stuck_text(cycle.settings, old, cycle.past.and_then(cycle.look))
-        message = f"not promoted: production stays version {old}, {name}: {verdict.explain()}"
-        message += _windows(cycle, verdict)
+        message = f"not promoted: production stays version {old}, {name}: {why}"
         message += f"; {stuck}" if stuck else ""
     return CycleResult(
         Outcome.PROMOTED if verdict.promote else Outcome.NOT_PROMOTED,

@@ -114,7 +114,8 @@ def _complete_outcome(settings: Settings, registry: Registry, cycle_id: str) -> 
     if judged is None and (found := registry.judgements.outcome_of(cycle_id)):
         outcome = found.value
         looks = [one for one in memory.all(Look) if one.cycle == cycle_id]
-        journal.append(*(look.ended(outcome, "its challenger was compared") for look in looks))
+        if looks:
+            journal.append(*(look.ended(outcome, "its challenger was compared") for look in looks))
     if outcome:
         registry.judgements.complete_outcome(cycle_id, outcome)
 

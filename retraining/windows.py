@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 LARGEST_OVERLAP = 0.5
@@ -24,8 +25,8 @@ def newest(nights: Sequence[int], at_least: int) -> list[bool]:
     """
     first = min(nights, default=0)
     n_found = 0
-    for night in sorted(set(nights), reverse=True):
-        n_found += sum(1 for one in nights if one == night)
+    for night, n_of_night in sorted(Counter(nights).items(), reverse=True):
+        n_found += n_of_night
         if n_found >= at_least:
             first = night
             break
