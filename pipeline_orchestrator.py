@@ -91,7 +91,7 @@ def _learnt_before(registry: Registry) -> Mapping[str, str]:
     if number is None:
         return {}
     try:
-        return registry.versions.manifest(registry.versions.get(number)).names
+        return registry.learnt_by(registry.versions.get(number)).names
     except TryLaterError:
         raise
     except PipelineError as error:  # then it has no probation either
@@ -106,7 +106,7 @@ def load_champion(registry: Registry, training: Training) -> Champion:
     """Load the production model, verified; one that other code made predicts with its own."""
     version = registry.production.champion()
     model = registry.models.load(version, training)
-    return Champion(version, model, registry.versions.manifest(version))
+    return Champion(version, model, registry.learnt_by(version))
 
 
 def monitor(training: Training, champion: Champion, batch: Batch, decided: Batch) -> Monitoring:
@@ -136,7 +136,7 @@ def end_probation(cycle: Cycle) -> Probation | None:
     try:
         version = registry.versions.get(number)
         model = registry.models.load(version, training)
-        batch = cycle.batch.without(registry.versions.manifest(version).names)
+        batch = cycle.batch.without(registry.learnt_by(version).names)
         if not batch.files:
             logger.info("version %d learnt these recordings: no probation yet", number)
             return None
@@ -208,7 +208,7 @@ def _train(cycle: Cycle, recorder: Recorder) -> tuple[TrainedModel, Manifest]:
             [folder / name for name in hashes],
             n_folds=settings.n_folds,
             random_state=settings.random_state,
-            resources=Resources(settings.n_jobs, backend, tables, settings.max_file_mb),
+            resources=Resources(settings.n_jobs, backend, tables),
             twins=intake.twins(cycle.known, {sha256: name for name, sha256 in hashes.items()}),
         )
     if tables is not None:
@@ -335,7 +335,8 @@ def promote(cycle: Cycle, challenger: Challenger, verdict: Verdict, recorder: Re
     training, version = cycle.training, challenger.version
     if version is not None:
         # What serving systems will load, not what is in memory, is what must be right.
-        stored = cycle.registry.models.load_and_try(version, training)
+        registered = cycle.registry.versions.get(version.number)
+        stored = cycle.registry.models.load_and_try(registered, training)
         trained_errors = _score(training, challenger.result.model, cycle.batch)
         if not _score(training, stored, cycle.batch).equals(trained_errors):
             raise PipelineError(

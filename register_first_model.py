@@ -53,6 +53,7 @@ from retraining.training import (
 
 USED_SETTINGS = (
     *("home", "tracking_uri", "model_name", "training_module", "max_file_mb"),
+    *("max_rows", "max_objects"),
     *("random_state", "n_folds", "n_jobs"),
     *("on_promotion", "hook_timeout"),
 )
@@ -175,7 +176,7 @@ def _scored(
     first: list[pd.DataFrame] = []
     for name in waiting_names(settings.used_gts):
         try:
-            rows, hashes[name] = training.read(settings.used_gts / name, settings.max_file_mb)
+            rows, hashes[name] = training.read(settings.used_gts / name)
         except ValueError as error:
             raise PipelineError(
                 f"used_gts/{unreadable_file(name, error)}; mend it or take it out"
@@ -281,6 +282,9 @@ def _first_version(registry: Registry, training: Training, first: FirstModel) ->
             run_id=run_id,
             training=training,
             manifest=first.manifest,
+            out_of_fold=records.out_of_fold_table(first.trained, first.manifest)
+            if first.out_of_fold
+            else b"",
             tags={**tags, **first.tags},
         )
 
@@ -305,7 +309,6 @@ def _record(first: FirstModel) -> RunRecord:
         },
         params={"model": type(first.trained.model).__name__, **first.params},
         tables={"errors_by_recording.json": errors},
-        files=records.out_of_fold_file(first.trained, first.manifest) if first.out_of_fold else {},
         datasets=[Dataset(first.manifest, "used_gts", "baseline")],
     )
 

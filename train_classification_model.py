@@ -295,6 +295,7 @@ def _parsed_rows(
     optional = {"counted"} if counted_if_unsaid else set()
     header = _header(text, wanted, {*optional, *also}, name)
     _check_row_widths(content, text, len(header), name)
+    del text  # as large as the file; so is what is deleted below, several times
     given = tuple(column for column in (*wanted, *also) if column in header)
     raw = _parsed_columns(content, header, given, name)
     row_numbers = raw.index.to_numpy() + 2
@@ -316,8 +317,10 @@ def _parsed_rows(
     texts = {"file": name}
     if SESSION_COLUMN in given:
         texts[SESSION_COLUMN] = _session(raw[SESSION_COLUMN], name)
+    del raw
     repeated = {
-        column: pd.array([text], dtype="str").repeat(len(raw)) for column, text in texts.items()
+        column: pd.array([text], dtype="str").repeat(len(row_numbers))
+        for column, text in texts.items()
     }
     # At once: every column that is added later costs as much as the first nine together.
     return pd.DataFrame({column: columns[column] for column in wanted} | repeated)
@@ -969,28 +972,34 @@ def _track_facts(rows: _Rows, tracks: _Tracks) -> dict[str, np.ndarray]:
 
     Where objects move along y, x and y are exchanged first.
     """
-    columns = {name: np.asarray(rows[name])[tracks.order] for name in MODEL_NUMBER_COLUMNS}
+    # Of millions of rows: no column longer than it is needed.
+    columns = {
+        name: np.asarray(rows[name])[tracks.order]
+        for name in MODEL_NUMBER_COLUMNS
+        if name != OBJECT_COLUMN
+    }
     first, last = tracks.starts, tracks.ends
-    x, y, frames = columns["centroids_x"], columns["centroids_y"], columns["frames"]
+    x, y, frames = (columns.pop(name) for name in ("centroids_x", "centroids_y", "frames"))
     along_y = _move_along_y(x[last] - x[first], y[last] - y[first], tracks)
     if along_y.any():
         exchanged = np.repeat(along_y, tracks.lengths)
         x, y = np.where(exchanged, y, x), np.where(exchanged, x, y)
     # The tracker writes 0 for the box on a track's first row.
     area, aspect = (
-        np.where(columns[name] > NEXT_TO_NOTHING, columns[name], np.nan)
-        for name in ("area", "aspect_ratio")
+        np.where(column > NEXT_TO_NOTHING, column, np.nan)
+        for column in (columns.pop("area"), columns.pop("aspect_ratio"))
     )
     area[first] = aspect[first] = np.nan
     height, width = np.sqrt(area * aspect), np.sqrt(area / aspect)
     velocity = np.full(len(x), np.nan)
     velocity[1:] = _ratio(np.diff(x), np.diff(frames))
     velocity[first] = np.nan
-    direction = _directions(velocity, tracks)
+    direction, speed = _directions(velocity, tracks), tracks.median(velocity)
+    del velocity
     duration = frames[last] - frames[first]
     way = (x[last] - x[first]) * direction
     return {
-        "speed": tracks.median(velocity) * direction,
+        "speed": speed * direction,
         "net_speed": way / np.maximum(duration, 1),
         "way": way,
         "duration": duration,

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import mlflow
 
+SERVER = Path(__file__).with_name("serve_checked.py")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -27,21 +28,16 @@ def production(model: str, otherwise: str) -> str:
     try:
         return str(mlflow.MlflowClient().get_model_version_by_alias(model, "production").version)
     except mlflow.MlflowException as error:
-        print(f"the store did not say what is in production: {error}", file=sys.stderr)
+        # A server's text: its repr moves no cursor and forges no line.
+        print(f"the store did not say what is in production: {str(error)!r}", file=sys.stderr)
         return otherwise
 
 
 def start(model: str, version: str, port: str) -> subprocess.Popen[bytes]:
-    """Start MLflow's server for one version."""
+    """Start MLflow's server, behind the check of serve_checked.py, for one version."""
     print(f"serving version {version}", file=sys.stderr)
-    beside = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
     return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"),
-            *("-m", f"models:/{model}/{version}", "--host", "127.0.0.1", "--port", port),
-        ],
-        env={**os.environ, "PATH": beside},  # where MLflow looks for uvicorn
-        start_new_session=True,
+        [sys.executable, SERVER, f"models:/{model}/{version}", port], start_new_session=True
     )
 
 

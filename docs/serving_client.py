@@ -15,13 +15,19 @@ import pandas as pd
 import requests
 
 
+def shown(text: object) -> str:
+    """Return a text on one line: what a server or a file's name says moves no cursor."""
+    return "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in str(text))
+
+
 def reason(answer: requests.Response) -> str:
     """Say in one line why a request was refused: MLflow puts it at the end of a traceback."""
-    if "json" not in answer.headers.get("Content-Type", ""):
-        return answer.text
-    complaint = answer.json()
-    text = complaint.get("stack_trace") or complaint.get("message") or answer.text
-    return text.strip().splitlines()[-1]
+    try:
+        complaint = answer.json()
+        text = complaint.get("stack_trace") or complaint.get("message") or answer.text
+    except (ValueError, AttributeError):
+        text = answer.text
+    return (str(text).strip().splitlines() or ["no reason"])[-1]
 
 
 def count_stems(address: str, path: Path) -> int:
@@ -35,9 +41,9 @@ def count_stems(address: str, path: Path) -> int:
             timeout=60,
         )
     except OSError as error:  # of the file or of the network
-        sys.exit(f"error: {path}: {error}")
+        sys.exit(shown(f"error: {path}: {error}"))
     if not answer.ok:
-        sys.exit(f"error: {path}: {answer.status_code}: {reason(answer)}")
+        sys.exit(shown(f"error: {path}: {answer.status_code}: {reason(answer)}"))
     rows = pd.read_csv(io.BytesIO(content))
     # Headers may be damaged; the model mends them in the same way.
     rows.columns = rows.columns.str.replace("+AF8-", "_").str.strip().str.lower()
@@ -46,4 +52,4 @@ def count_stems(address: str, path: Path) -> int:
 
 if __name__ == "__main__":
     for name in sys.argv[2:]:
-        print(f"{name}: {count_stems(sys.argv[1], Path(name))} stems")
+        print(f"{shown(name)}: {count_stems(sys.argv[1], Path(name))} stems")

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from retraining.errors import (
     UsageError,
     stop_request,
 )
+from retraining.files import WRITABLE_BY_OTHERS
 from retraining.registry.store import as_pipeline_error
 from retraining.settings import (
     BOOLEAN_WORDS,
@@ -34,7 +36,7 @@ from retraining.settings import (
     environment_variable,
     flag,
 )
-from retraining.text import printable
+from retraining.text import printable, without_secrets
 
 SEVERAL = "several_"
 """Before the name of a setting, among parsed options: the text of a flag with several values."""
@@ -250,6 +252,7 @@ def run_command(work: Callable[[Settings], int], options: argparse.Namespace) ->
     options
         What a parser with `add_settings` returned.
     """
+    os.umask(os.umask(0) | WRITABLE_BY_OTHERS)  # of what MLflow makes, too
     start_logging(quiet=getattr(options, "quiet", False))
     settings = None
     try:
@@ -296,7 +299,23 @@ class _PrintableLines(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """Return the lines of a traceback."""
-        return "\n".join(printable(line) for line in super().formatException(ei).splitlines())
+        return self.formatStack(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        """Return the lines of a stack, indented: none may look like a message of ours."""
+        lines = without_secrets(stack_info).split("\n")  # whole: a secret may have a line break
+        return "\n".join(f"  {printable(line)}" for line in lines)
+
+
+def _printable_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Return the line of a package's warning, which may quote a recording."""
+    return printable(f"{filename}:{lineno}: {category.__name__}: {message}") + "\n"
 
 
 def start_logging(*, quiet: bool) -> None:
@@ -304,6 +323,7 @@ def start_logging(*, quiet: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PrintableLines("%(asctime)s %(levelname)s %(message)s", LOG_TIME))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    warnings.formatwarning = _printable_warning
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
@@ -326,7 +346,7 @@ def print_result(
     lines = [message] if isinstance(message, str) else message
     text = "\n".join(printable(line) for line in lines)
     if as_json:
-        text = json.dumps({"schema_version": JSON_SCHEMA_VERSION, **facts})
+        text = json.dumps({"schema_version": JSON_SCHEMA_VERSION, **without_secrets(facts)})
     else:
         text = _coloured(text, tone, sys.stdout)
     encoding = sys.stdout.encoding or "utf-8"  # a terminal may be Latin

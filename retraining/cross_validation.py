@@ -10,16 +10,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retraining.errors import PipelineError, TryLaterError
-from retraining.files import hash_bytes, read_regular_file
+from retraining.files import hash_bytes
 from retraining.kept_tables import KeptTables
 from retraining.text import printable
-from retraining.training import FILE, TrainedModel, Training, unreadable_file
+from retraining.training import ERROR, FILE, TrainedModel, Training, unreadable_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,14 +51,11 @@ class Resources:
         same.
     tables
         What was read before; every recording is read where there is none.
-    max_file_mb
-        Largest ground truth file in megabytes (10^6 bytes).
     """
 
     n_jobs: int = -1
     backend: Any = "loky"
     tables: KeptTables | None = None
-    max_file_mb: float = 200.0
 
 
 @contextlib.contextmanager
@@ -79,13 +77,10 @@ class Reader:
         The module.
     tables
         What was read before, or None.
-    max_file_mb
-        As in `Resources`.
     """
 
     training: Training
     tables: KeptTables | None
-    max_file_mb: float
 
     def recording(self, path: Path) -> Recording:
         """Return what training keeps of a file: its examples, never its rows.
@@ -100,7 +95,7 @@ class Reader:
 
     def _recording(self, path: Path) -> Recording:
         facts: dict[str, Any]
-        content = read_regular_file(path, self.max_file_mb)
+        content = self.training.content(path)
         sha256 = hash_bytes(content)
         known = self._kept("examples", sha256, path.name)
         if known is not None and set(known.attrs) == KEPT_FACTS:
@@ -125,7 +120,7 @@ class Reader:
         if known is not None:
             return known
         with _named(recording.path):
-            rows, sha256 = self.training.read(recording.path, self.max_file_mb)
+            rows, sha256 = self.training.read(recording.path)
         if sha256 != recording.sha256:
             raise TryLaterError(f"{printable(recording.name)} changed while this ran; run again")
         return rows
@@ -328,7 +323,7 @@ def train(
     import pandas as pd
 
     resources = resources or Resources()
-    reader = Reader(training, resources.tables, resources.max_file_mb)
+    reader = Reader(training, resources.tables)
     lacking = too_few_recordings(reader, paths, n_folds)
     if lacking:
         raise PipelineError(f"cannot train: there are {lacking}")
@@ -351,7 +346,9 @@ def train(
         fits = joblib.Parallel(return_as="generator")(
             fit_and_score(train, test) for train, test in splits
         )
-        *folds, whole = list(_progress(fits, len(splits), "fitting"))
+        fitted = list(_progress(fits, len(splits), "fitting"))
+        _check_results(fitter, fitted, [test for _, test in splits])
+        *folds, whole = fitted
     names = [one.name for one in recordings]
     losses = pd.DataFrame([fold.losses for fold in folds if fold.losses is not None])
     trained = TrainedModel(
@@ -372,11 +369,26 @@ def train(
     return trained, sum(one.was_known for one in recordings)
 
 
-def fit_on(training: Training, paths: Sequence[Path], random_state: int, max_file_mb: float) -> Any:
+def _check_results(
+    fitter: Fitter, fitted: Sequence[FoldResult], tests: Sequence[np.ndarray]
+) -> None:
+    """Refuse what is no result of a task: a worker of a cluster sends what it likes."""
+    for result, test in zip(fitted, tests, strict=True):
+        names = [fitter.recordings[number].name for number in test]
+        errors = result.errors[ERROR] if isinstance(result, FoldResult) else None
+        is_result = errors is not None and [*errors.index] == names
+        if not is_result or not errors.between(0, sys.float_info.max).all():
+            raise PipelineError(
+                "a worker sent what is no result of its task: look at the cluster; nothing was "
+                "registered"
+            )
+
+
+def fit_on(training: Training, paths: Sequence[Path], random_state: int) -> Any:
     """Return the model that `train` fits on all recordings, without the folds."""
     import pandas as pd
 
-    reader = Reader(training, None, max_file_mb)
+    reader = Reader(training, None)
     examples = [reader.recording(path).examples for path in sorted(paths)]
     return training.fit(pd.concat(examples, ignore_index=True), random_state)
 

@@ -14,22 +14,27 @@ import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retraining.errors import PipelineError, TryLaterError
+from retraining.errors import PipelineError, TryLaterError, raised_by
 from retraining.files import hash_bytes
 from retraining.settings import Settings
+from retraining.text import printable
 from retraining.training import Training
 
 CONNECT_SECONDS = 10
 WORKERS_SECONDS = 10
 """An unreachable cluster is reported within 30 s, the start of Python included."""
+ANSWER_SECONDS = 60
+"""For all that is asked before and after a training."""
 PATIENCE_SECONDS = 60
 """For workers that are started again in the middle of a training."""
 REMEDY = "the next run tries again; --backend local does without"
 PACKAGE = Path(__file__).parent
+CLUSTER_CODE = ("distributed", "dask", "joblib", "concurrent")
 USED_PACKAGES = ("numpy", "pandas", "pyarrow", "scikit-learn", "threadpoolctl")
 """By our own code on a worker, whatever the training module needs."""
 
@@ -60,27 +65,26 @@ def joblib_backend(settings: Settings, training: Training) -> Iterator[Any]:
             "python -m pip install -r requirements-dask.txt"
         ) from error
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # we say in one line what is wrong
-    with _connected(distributed, settings.scheduler) as client:
-        _prepare_workers(client, training)
-        with (
-            _explained(distributed, settings.scheduler),
-            _given_up_when_lost(client, settings.scheduler),
-            warnings.catch_warnings(),
-        ):
+    scheduler = settings.scheduler
+    with _explained(distributed, scheduler), _connected(distributed, scheduler) as client:
+        with _answering_within(ANSWER_SECONDS, _silent(scheduler)):
+            _prepare_workers(client, training)
+        done = _Done()
+        with _given_up_when_lost(client, settings, done), warnings.catch_warnings():
             # The tracks travel with each task on purpose: no worker's death may lose them.
             warnings.filterwarnings("ignore", message="Sending large graph")
-            yield _backend(client)
+            yield _backend(client, done)
+        with _answering_within(ANSWER_SECONDS, _silent(scheduler)):
             _refuse_other_packages(client, training)  # of workers that joined meanwhile
 
 
 @contextlib.contextmanager
 def _connected(distributed: Any, scheduler: str) -> Iterator[Any]:
     try:
-        client = distributed.Client(scheduler, timeout=CONNECT_SECONDS)
+        with _answering_within(CONNECT_SECONDS + 2, _mute(scheduler, "it says nothing")):
+            client = distributed.Client(scheduler, timeout=CONNECT_SECONDS)
     except (OSError, TimeoutError) as error:
-        raise TryLaterError(
-            f"the Dask scheduler {scheduler} does not answer: {error}; {REMEDY}"
-        ) from error
+        raise _mute(scheduler, error) from error
     try:
         yield client
     finally:
@@ -88,16 +92,27 @@ def _connected(distributed: Any, scheduler: str) -> Iterator[Any]:
             client.close(timeout=CONNECT_SECONDS)
 
 
-def _backend(client: Any) -> Any:
+@dataclass
+class _Done:
+    """When the last task was done."""
+
+    at: float = field(default_factory=time.monotonic)
+
+
+def _backend(client: Any, last: _Done) -> Any:
     """Return joblib's Dask backend, mended: it never told joblib of a task that cannot be run."""
     from joblib._dask import DaskDistributedBackend
 
     class Backend(DaskDistributedBackend):
         def submit(self, func: Any, callback: Any = None) -> Any:
+            def note(done: Any) -> None:
+                last.at = time.monotonic()
+                if done.exception():
+                    callback(done.exception())
+
+            last.at = time.monotonic()
             future = super().submit(func, callback)
-            future.add_done_callback(
-                lambda done: callback(done.exception()) if done.exception() else None
-            )
+            future.add_done_callback(note)
             return future
 
     return Backend(client=client)
@@ -170,6 +185,12 @@ def _packed(folder: Path) -> Path:
     return packed
 
 
+def _mute(scheduler: str, reason: object) -> TryLaterError:
+    return TryLaterError(
+        f"the Dask scheduler {scheduler} does not answer: {printable(reason)}; {REMEDY}"
+    )
+
+
 def _silent(scheduler: str) -> TryLaterError:
     return TryLaterError(f"no worker of the Dask scheduler {scheduler} answers; {REMEDY}")
 
@@ -193,20 +214,22 @@ def _refuse_other_packages(client: Any, training: Training) -> int:
     except (OSError, TimeoutError) as error:
         raise _silent(client.scheduler.address) from error
     for worker, there in found.items():
+        if not isinstance(there, dict):
+            raise PipelineError(f"the Dask worker {printable(worker)} does not say its packages")
         _refuse_other_versions(worker, here, there)
     return len(found)
 
 
 def _refuse_other_versions(worker: str, here: Mapping[str, str], there: Mapping[str, str]) -> None:
     other = [
-        f"{name} {there[name]} instead of {version}"
+        f"{name} {printable(there.get(name), 60)} instead of {version}"
         for name, version in here.items()
-        if there[name] != version
+        if there.get(name) != version
     ]
     if other:
         raise PipelineError(
-            f"the Dask worker {worker} has {', '.join(other)} and might compute something else; "
-            "install the same versions there"
+            f"the Dask worker {printable(worker)} has {', '.join(other)} and might compute "
+            "something else; install the same versions there"
         )
 
 
@@ -217,21 +240,53 @@ def _lost(scheduler: str) -> TryLaterError:
 
 
 @contextlib.contextmanager
-def _given_up_when_lost(client: Any, scheduler: str) -> Iterator[None]:
-    """End the wait of this thread, the main one, when the cluster is gone: joblib would wait on.
+def _given_up_when_lost(client: Any, settings: Settings, last: _Done) -> Iterator[None]:
+    """End the wait for a cluster that is gone, or from which no result comes for too long."""
+    last_seen = time.monotonic()
+
+    def lost() -> PipelineError | None:
+        nonlocal last_seen
+        now = time.monotonic()
+        if now - last.at > settings.task_timeout:
+            return TryLaterError(
+                f"the Dask scheduler {settings.scheduler} gave no result for "
+                f"{settings.task_timeout:g} seconds; raise --task-timeout if it may take so long; "
+                f"{REMEDY}"
+            )
+        if _has_workers(client):
+            last_seen = now
+        elif client.status == "closed" or now - last_seen > PATIENCE_SECONDS:
+            return _lost(settings.scheduler)
+        return None
+
+    with _given_up(lost):
+        yield
+
+
+@contextlib.contextmanager
+def _answering_within(seconds: float, error: PipelineError) -> Iterator[None]:
+    """End the wait for what a cluster is asked: its client waits for ever."""
+    until = time.monotonic() + seconds
+    with _given_up(lambda: error if time.monotonic() > until else None):
+        yield
+
+
+@contextlib.contextmanager
+def _given_up(reason: Callable[[], PipelineError | None]) -> Iterator[None]:
+    """End the wait of this thread, the main one, when there is a reason to; asked every second.
 
     Raised by a signal, because nothing else reaches a thread that waits.
     """
+    found: list[PipelineError] = []
 
     def give_up(*_: object) -> None:
-        raise _lost(scheduler)
+        raise found[0]
 
     def watch() -> None:
-        last_seen = time.monotonic()
         while not done.wait(1):
-            if _has_workers(client):
-                last_seen = time.monotonic()
-            elif client.status == "closed" or time.monotonic() - last_seen > PATIENCE_SECONDS:
+            why = reason()
+            if why is not None:
+                found.append(why)
                 signal.raise_signal(signal.SIGUSR1)
                 return
 
@@ -256,12 +311,14 @@ def _has_workers(client: Any) -> bool:
 
 @contextlib.contextmanager
 def _explained(distributed: Any, scheduler: str) -> Iterator[None]:
-    """Say in one line what went wrong on the cluster."""
+    """Say in one line what went wrong on the cluster, whatever it sent."""
     import asyncio
     import concurrent.futures
 
     try:
         yield
+    except PipelineError:
+        raise
     except (
         *(asyncio.CancelledError, concurrent.futures.CancelledError),
         distributed.comm.CommClosedError,
@@ -276,4 +333,10 @@ def _explained(distributed: Any, scheduler: str) -> Iterator[None]:
         raise PipelineError(
             f"a Dask worker does not see {error.filename}; the home folder must be on a file "
             "system that all workers share, under the same path"
+        ) from error
+    except Exception as error:
+        if not raised_by(error, CLUSTER_CODE, called_by=PACKAGE.name):
+            raise
+        raise PipelineError(
+            f"the Dask cluster {scheduler} failed: {type(error).__name__}: {printable(error, 300)}"
         ) from error

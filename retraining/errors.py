@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+import traceback
+from collections.abc import Collection
 from types import FrameType
 
 EXIT_DONE = 0
@@ -55,6 +57,24 @@ class StoppedBySignal(PipelineError):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}; the next run goes on from here")
         self.exit_status = EXIT_SIGNAL_BASE + signal_number
+
+
+def raised_by(error: BaseException, packages: Collection[str], called_by: str) -> bool:
+    """Say whether code of other packages raised an error, called by one of ours.
+
+    Parameters
+    ----------
+    packages
+        Their names at the top.
+    called_by
+        The name of ours.
+    """
+    roots = [
+        str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    last_of_ours = max((place for place, root in enumerate(roots) if root == called_by), default=-1)
+    return not set(packages).isdisjoint(roots[last_of_ours + 1 :])
 
 
 # --- Stopping between steps ---

@@ -2,7 +2,8 @@
 
 The one place that moves a file. A file is never overwritten and never lost: moves link the new
 name before they remove the old one, so a crash leaves at worst two names of one file, which the
-next tidying joins again. Nothing heavy is imported here.
+next tidying joins again. Nothing that others can put into a folder is followed or waited for, and
+what they own and we may not move is left and told. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -18,26 +19,35 @@ import signal
 import stat
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from retraining.errors import PipelineError, TryLaterError
 from retraining.settings import Settings
-from retraining.text import now
+from retraining.text import now, printable
 
 LOCK_NAME = ".pipeline.lock"
 TEMPORARY_PREFIX = ".pipeline-"
 TEMPORARY_SUFFIX = ".tmp"
-NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
+NO_LINKS = (
+    *(errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK),
+    *(errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS),
+)
+REFUSED = (errno.EACCES, errno.EPERM)
 LONGEST_NAME_BYTES = 230
 """Filesystems allow 255; the rest is room for a number and for the suffix of the reason."""
 SEAL_BYTES = 64
 SETTLE_SECONDS = 1.0
 HOLDER_SECONDS = 0.2
 HOLDER_LOOKS = 10
+SYNCING_THREADS = 32
+"""What they wait for together, the filesystem writes together."""
+SHOWN_NAMES = 5
 logger = logging.getLogger("pipeline")
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+FOR_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 # --- One at a time ---
@@ -58,8 +68,9 @@ def exclusive_lock(settings: Settings, command: str) -> Iterator[None]:
         If another process holds it.
     """
     path = settings.home / LOCK_NAME
-    descriptor = _open_itself(path, os.O_RDWR | os.O_CREAT)
+    descriptor = _open_lock(path, os.O_RDWR | os.O_CREAT)
     try:
+        keep_private(descriptor, os.fstat(descriptor))
         _take_lock(descriptor, path)
         since = now()
         os.ftruncate(descriptor, 0)
@@ -81,7 +92,7 @@ def lock_without_writing(settings: Settings) -> Iterator[None]:
     """
     path = settings.home / LOCK_NAME
     try:
-        descriptor = _open_itself(path)
+        descriptor = _open_lock(path, os.O_RDONLY)
     except FileNotFoundError:
         yield
         return
@@ -90,6 +101,28 @@ def lock_without_writing(settings: Settings) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _open_lock(path: Path, flags: int) -> int:
+    """Open the lock file, which nobody else may open: whoever can read it can hold it."""
+    foreign = PipelineError(
+        f"the lock {path} belongs to another user; work as that user, or remove it if no command "
+        "of the pipeline is at work"
+    )
+    try:
+        descriptor = _open_itself(path, flags, 0o600)
+    except PermissionError as error:
+        raise foreign from error
+    if os.geteuid() not in (os.fstat(descriptor).st_uid, 0):
+        os.close(descriptor)
+        raise foreign
+    return descriptor
+
+
+def keep_private(descriptor: int, status: os.stat_result) -> None:
+    """Let nobody else read a file of ours, which an older edition may have left readable."""
+    if status.st_uid == os.geteuid() and status.st_mode & FOR_OTHERS:
+        os.fchmod(descriptor, 0o600)
 
 
 def _take_lock(descriptor: int, path: Path) -> None:
@@ -127,6 +160,18 @@ def sync_file(path: Path) -> None:
     """Make the content of a file durable."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+def sync_files(paths: Collection[Path]) -> None:
+    """Make the contents of many files durable, at the cost of a few."""
+    if len(paths) < SYNCING_THREADS:
+        for path in paths:
+            sync_file(path)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(SYNCING_THREADS) as threads:
+        list(threads.map(sync_file, paths))
 
 
 @contextlib.contextmanager
@@ -170,6 +215,18 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         temporary.write_bytes(content)
 
 
+def write_many_durably(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files of a folder, each whole or not at all, and wait for the disk once."""
+    with contextlib.ExitStack() as stack:
+        temporaries = []
+        for name, content in contents.items():
+            temporary = stack.enter_context(written_whole(folder / name, durable=False))
+            temporary.write_bytes(content)
+            temporaries.append(temporary)
+        sync_files(temporaries)
+    sync_folder(folder)
+
+
 def write_sealed(path: Path, name: str, content: bytes, *, durable: bool = True) -> None:
     """Write a file of ours alone (0600) with a digest over its name and content in front."""
     with written_whole(path, mode=0o600, durable=durable) as temporary:
@@ -198,16 +255,150 @@ def _seal(name: str, content: bytes) -> bytes:
     return hash_bytes(name.encode() + b"\n" + content).encode()
 
 
-def remove_left_overs(folder: Path) -> None:
-    """Remove half-written files of dead processes from one folder.
+def remove_left_overs(
+    folder: Path,
+    pattern: str = f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}",
+    *,
+    shown: Path | None = None,
+) -> None:
+    """Remove half-written files of dead processes from one folder; leave and tell all others.
 
     Parameters
     ----------
     folder
-        One that nobody else writes to now; may be missing.
+        One that no process of ours writes to now; may be missing.
+    shown
+        Its name for people, if another one.
     """
-    for left_over in folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
-        left_over.unlink()
+    strange = []
+    for left_over in sorted(folder.glob(pattern)):
+        try:
+            status = left_over.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                left_over.unlink()
+            else:
+                strange.append(left_over.name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno not in (*REFUSED, errno.EISDIR):
+                raise
+            strange.append(left_over.name)
+    tell_strange(strange, shown or folder)
+
+
+def tell_strange(names: Collection[str], folder: Path) -> None:
+    """Say what has a name of ours, and is not ours."""
+    if names:
+        logger.warning(
+            "%s holds %s, which the pipeline did not make: left there; remove it",
+            *(folder, listed(names)),
+        )
+
+
+def listed(names: Collection[str]) -> str:
+    """Return some names, and how many more there are."""
+    shown = ", ".join(printable(name) for name in sorted(names)[:SHOWN_NAMES])
+    return f"{shown} and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else shown
+
+
+# --- Folders of ours ---
+
+
+class NotOurFolder(PipelineError):
+    """Where a folder of ours belongs stands something else; nothing is read or written there."""
+
+
+@contextlib.contextmanager
+def own_folder(folder: Path, home: Path, *, make: bool = False) -> Iterator[Path]:
+    """Give a path that stays this very folder, whatever is put in its place meanwhile.
+
+    Parameters
+    ----------
+    folder
+        Others may be able to put something in its place; it is never a link.
+    home
+        Whoever owns it may own the folder, too.
+    make
+        Make it if it is missing.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is missing.
+    NotOurFolder
+        With what stands there and what to do.
+    """
+    if make:
+        make_folder(folder)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(folder, flags)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _not_ours(folder, "is a link" if folder.is_symlink() else "is no folder") from error
+    try:
+        if os.fstat(descriptor).st_uid not in (os.geteuid(), home.stat().st_uid):
+            raise _not_ours(folder, "belongs to another user")
+        held = Path(f"/proc/self/fd/{descriptor}")
+        held = held if held.is_dir() else folder
+        if not os.access(held, os.W_OK | os.X_OK):
+            raise _not_ours(folder, "may not be written to")
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _not_ours(folder: Path, what: str) -> NotOurFolder:
+    return NotOurFolder(
+        f"{folder} {what}, where the pipeline keeps a folder of its own: remove it, the next "
+        "command makes one that is right"
+    )
+
+
+def make_folder(folder: Path, mode: int = 0o755) -> None:
+    """Make a folder and those above it that are missing, for no other user to write to.
+
+    Raises
+    ------
+    NotOurFolder
+        If it may not be made.
+    """
+    if os.path.lexists(folder):
+        return
+    make_folder(folder.parent, mode)
+    try:
+        folder.mkdir(mode=mode)
+    except FileExistsError:
+        return
+    except PermissionError as error:
+        what = f"cannot be made: {error.strerror}; let the pipeline's user write to"
+        raise NotOurFolder(f"{folder} {what} {folder.parent}") from error
+    sync_folder(folder.parent)
+
+
+def is_open_to_others(folder: Path) -> bool:
+    """Say whether another user can change what is in a folder; its user's own group is none."""
+    status = folder.stat()
+    if status.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
+        return True
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    return bool(status.st_mode & stat.S_IWGRP) and not _is_private_group(status)
+
+
+def _is_private_group(status: os.stat_result) -> bool:
+    """Say whether a folder's group is that of its user alone, as Debian gives each one."""
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(status.st_uid), grp.getgrgid(status.st_gid)
+    except KeyError:
+        return False
+    is_primary = (user.pw_gid, user.pw_name) == (group.gr_gid, group.gr_name)
+    return is_primary and {*group.gr_mem} <= {user.pw_name}
 
 
 # --- Look and read ---
@@ -237,7 +428,7 @@ def _open_itself(path: Path, flags: int = os.O_RDONLY, mode: int = 0o644) -> int
 @contextlib.contextmanager
 def open_regular(
     path: Path, flags: int = os.O_RDONLY, mode: int = 0o644
-) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+) -> Iterator[tuple[BufferedReader, os.stat_result]]:
     """Give a stream of a regular file and its status, without following a link or waiting.
 
     Parameters
@@ -281,6 +472,18 @@ def hash_bytes(content: bytes) -> str:
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_regular_file(path: Path) -> str:
+    """Return the same of a file that others may have put there.
+
+    Raises
+    ------
+    UnusableFile
+        As `open_regular`.
+    """
+    with open_regular(path) as (stream, _):
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -352,14 +555,18 @@ def settled(paths: list[Path]) -> list[Path]:
             at_rest.append(path)
     if unsure:
         time.sleep(SETTLE_SECONDS)
-    at_rest += [path for path, before in unsure if _size_and_time(path) == before]
+    at_rest += [path for path, before in unsure if before and _size_and_time(path) == before]
     for path in sorted(set(paths) - set(at_rest)):
         logger.info("%s is still being written; left for the next run", path.name)
     return sorted(at_rest)
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
-    status = path.lstat()
+def _size_and_time(path: Path) -> tuple[int, int] | None:
+    """Return what changes while a file is written; None if it is gone."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
     return status.st_size, status.st_mtime_ns
 
 
@@ -403,68 +610,166 @@ def free_name(name: str, folder: Path, taken: Collection[str] = ()) -> str:
     return candidate
 
 
-def move_file(source: Path, folder: Path, name: str = "", *, own_inode: bool = False) -> Path:
-    """Move one file into a folder without ever overwriting or losing it, and return its new path.
+@dataclass(frozen=True)
+class Moves:
+    """What became of files that were to be moved.
 
     Parameters
     ----------
-    source
-        The file, link or whatever stands there.
-    folder
-        Where it goes, made if it is missing; if the wished name is taken, under a free one. A
-        name that a crash has given to this very file already is no other one.
-    name
-        The wished name; its own by default.
-    own_inode
-        Copy a regular file that others may still write to, because it belongs to somebody else or
-        has a second name.
+    moved
+        Old path -> new one.
+    left
+        Old paths that are still there, and why; of those in `moved`, too, a copy was made.
     """
-    _make_folder(folder)
-    status = source.lstat()
-    plain = stat.S_ISREG(status.st_mode)
-    while True:
-        target = folder / (name or source.name)
-        if not (os.path.lexists(target) and os.path.samestat(target.lstat(), status)):
-            target = folder / free_name(target.name, folder)
-            if own_inode and plain and not _is_ours_alone(status):
-                _copy_whole(source, target)
-            else:
-                try:
-                    os.link(source, target, follow_symlinks=False)
-                except FileExistsError:
-                    continue
-                except OSError as error:
-                    if error.errno not in NO_LINKS:
-                        raise
-                    if not plain:
-                        source.rename(target)
-                        break
-                    _copy_whole(source, target)
-        sync_folder(folder)
-        source.unlink()
-        break
+
+    moved: dict[Path, Path]
+    left: dict[Path, str]
+
+
+def move_files(names: Mapping[Path, str], folder: Path, *, own_inode: bool = False) -> Moves:
+    """Move files into a folder without ever overwriting or losing one; wait for the disk once.
+
+    Parameters
+    ----------
+    names
+        The file, link or whatever stands there -> the wished name, its own if empty.
+    folder
+        Where they go, made if it is missing; if a wished name is taken, under a free one. A name
+        that a crash has given to this very file already is no other one.
+    own_inode
+        Copy regular files that others may still write to, because they belong to somebody else or
+        have a second name. The copy stays, also where the old name may not be removed.
+
+    Notes
+    -----
+    The order of a move, for all of them at once: contents of copies, new names, then old names.
+    What is gone is neither moved nor left.
+    """
+    make_folder(folder)
+    moved: dict[Path, Path] = {}
+    left: dict[Path, str] = {}
+    twice = []
+    with contextlib.ExitStack() as stack:
+        copies = {}
+        for source in names if own_inode else ():
+            with _refusal_noted(source, left):
+                if _needs_a_copy(source):
+                    copies[source] = stack.enter_context(_copied(source, folder))
+        sync_files(copies.values())
+        for source, name in names.items():
+            if source in left:
+                continue
+            with _refusal_noted(source, left):
+                wished = folder / (name or source.name)
+                moved[source], keeps_name = _named(source, wished, copies.get(source))
+                if keeps_name:
+                    twice.append(source)
     sync_folder(folder)
-    sync_folder(source.parent)
-    return target
+    for source in twice:
+        with _refusal_noted(source, left):
+            source.unlink()
+        if source in left and not own_inode:
+            moved.pop(source).unlink()
+    for each in (folder, *{source.parent for source in names}):
+        sync_folder(each)
+    return Moves(moved, left)
 
 
-def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        folder.mkdir()
-        sync_folder(folder.parent)
+@contextlib.contextmanager
+def _refusal_noted(source: Path, left: dict[Path, str]) -> Iterator[None]:
+    """Note a file that another user does not let us move; go on without one that is gone."""
+    try:
+        yield
+    except FileNotFoundError:
+        if os.path.lexists(source):
+            raise
+    except (OSError, UnusableFile) as error:
+        if isinstance(error, OSError) and error.errno not in (*REFUSED, errno.EXDEV):
+            raise
+        left[source] = (
+            f"may not be moved ({getattr(error, 'strerror', error)}): remove it, or let the "
+            f"pipeline's user own it or its folder"
+        )
 
 
-def _is_ours_alone(status: os.stat_result) -> bool:
-    return status.st_uid == os.geteuid() and status.st_nlink == 1
+def _needs_a_copy(source: Path) -> bool:
+    """Say whether somebody else may still write to a regular file, or keeps its name there."""
+    status = source.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    is_ours_alone = status.st_uid == os.geteuid() and status.st_nlink == 1
+    may_be_written = status.st_mode & stat.S_IWOTH or not os.access(source.parent, os.W_OK)
+    return bool(not is_ours_alone or may_be_written)
 
 
-def _copy_whole(source: Path, target: Path) -> None:
-    """Copy to another filesystem: temporary name, verify, fsync, then the final name."""
-    with written_whole(target, overwrite=False) as temporary:
-        shutil.copyfile(source, temporary)
-        shutil.copystat(source, temporary)
-        if hash_file(temporary) != hash_file(source):
-            raise PipelineError(f"the copy of {source} in {target.parent} differs; check the disk")
+def _named(source: Path, wished: Path, copy: Path | None) -> tuple[Path, bool]:
+    """Give a file, or its copy, a new name; say whether the old one is still there."""
+    status = source.lstat()
+    if os.path.lexists(wished) and os.path.samestat(wished.lstat(), status):
+        return wished, True
+    while True:
+        target = wished.with_name(free_name(wished.name, wished.parent))
+        try:
+            if copy is None:
+                return target, _linked_or_renamed(source, target, status)
+            _rename_new(copy, target)
+        except FileExistsError:
+            continue
+        return target, True
+
+
+def _linked_or_renamed(source: Path, target: Path, status: os.stat_result) -> bool:
+    """Give a file a new name; return whether the old one is still there.
+
+    Notes
+    -----
+    A file of another user is renamed at once: Linux forbids hard links to one that we may not
+    write (protected_hardlinks), we may not be able to read it, and where its old name could not be
+    removed, the rename fails as a whole.
+    """
+    is_plain, other_disk = stat.S_ISREG(status.st_mode), False
+    if status.st_uid == os.geteuid():
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            other_disk = error.errno == errno.EXDEV
+        else:
+            return True
+    if not (other_disk and is_plain):
+        try:
+            source.rename(target)  # the name was free a moment ago
+        except OSError as error:
+            if error.errno != errno.EXDEV or not is_plain:
+                raise
+        else:
+            return False
+    with _copied(source, target.parent) as copy:
+        sync_file(copy)
+        _rename_new(copy, target)
+    return True
+
+
+@contextlib.contextmanager
+def _copied(source: Path, folder: Path) -> Iterator[Path]:
+    """Give a temporary copy of a regular file, verified, which no other user may write to."""
+    descriptor, name = tempfile.mkstemp(
+        dir=folder, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX
+    )
+    copy = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as target, open_regular(source) as (stream, status):
+            shutil.copyfileobj(stream, target)
+            target.flush()
+            stream.seek(0)
+            if hash_file(copy) != hashlib.file_digest(stream, "sha256").hexdigest():
+                raise PipelineError(f"the copy of {source} in {folder} differs; check the disk")
+            os.fchmod(target.fileno(), stat.S_IMODE(status.st_mode) & 0o755 | stat.S_IRUSR)
+            os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def _rename_new(source: Path, target: Path) -> None:
@@ -478,8 +783,15 @@ def _rename_new(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where that is not possible."""
+    """Give a file a second name, or copy it where that is not possible.
+
+    Raises
+    ------
+    UnusableFile
+        As `open_regular`, for what is no regular file and cannot be linked.
+    """
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
-        shutil.copyfile(source, target)
+        with open_regular(source) as (stream, _), target.open("xb") as copy:
+            shutil.copyfileobj(stream, copy)

@@ -15,18 +15,25 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from retraining.errors import PipelineError, TryLaterError
 from retraining.files import (
+    Moves,
+    NotOurFolder,
+    UnusableFile,
     free_name,
     hash_file,
+    hash_regular_file,
     link_or_copy,
-    move_file,
+    listed,
+    move_files,
+    own_folder,
     read_regular_file,
     sync_folder,
+    tell_strange,
     waiting_names,
-    write_durably,
+    write_many_durably,
 )
 from retraining.journal import Memory, Replaced, Withdrawn
 from retraining.kept_tables import CACHE_FOLDER, KeptTables
@@ -53,13 +60,16 @@ def hashes_in(folder: Path, sizes: Collection[int] | None = None) -> dict[str, s
     sizes
         Only files of these sizes in bytes: no other can equal a file of such a size.
     """
-    found = {}
+    return {sha256: path.name for path, sha256 in _hashed(folder, sizes)}
+
+
+def _hashed(folder: Path, sizes: Collection[int] | None = None) -> Iterator[tuple[Path, str]]:
     for name in waiting_names(folder):
-        path = folder / name
-        status = path.lstat()
-        if path.is_file() and not path.is_symlink() and (sizes is None or status.st_size in sizes):
-            found[hash_file(path)] = name
-    return found
+        # Of what others put there: what is gone, no file, or not ours to read is no recording.
+        with contextlib.suppress(FileNotFoundError, UnusableFile):
+            path = folder / name
+            if sizes is None or path.lstat().st_size in sizes:
+                yield path, hash_regular_file(path)
 
 
 @dataclass(frozen=True)
@@ -139,34 +149,91 @@ class GroundTruthFile:
 
 
 def reject(settings: Settings, refusals: Iterable[Refusal]) -> None:
-    """Move refused files to new_gts/rejected/, each beside its reason."""
-    for refusal in refusals:
+    """Move refused files to new_gts/rejected/, each beside its reason.
+
+    What cannot go there stays in new_gts/, is told, and keeps nothing else from going on.
+    """
+    refused = {one.name: one for one in refusals}
+    if not refused:
+        return
+    try:
+        with own_folder(settings.rejected_gts, settings.home, make=True) as rejected:
+            moves = _rejected(settings, refused, rejected)
+    except NotOurFolder as error:
+        what = listed([f"{one.name} ({one.what})" for one in refused.values()])
+        logger.warning("%s; what is bad stays in new_gts/ until then: %s", error, what)
+        return
+    for path in (*moves.moved, *moves.left):
+        one = refused[path.name]
+        then = "" if one.kind else " (then: pipeline_orchestrator.py requeue)"
+        if path in moves.left:
+            then = f"; it {moves.left[path]}"
         logger.warning(
             "rejected %r: %s; %s%s",
-            *(printable(text) for text in (refusal.name, refusal.what, refusal.remedy)),
-            "" if refusal.kind else " (then: pipeline_orchestrator.py requeue)",
+            *(printable(text) for text in (one.name, one.what, one.remedy)),
+            then,
         )
-        settings.rejected_gts.mkdir(exist_ok=True)
-        name = free_name(refusal.name, settings.rejected_gts)
-        reason = {
-            "file": refusal.name,
-            "what": refusal.what,
-            "remedy": refusal.remedy,
-            "kind": refusal.kind,
+
+
+def _rejected(settings: Settings, refused: Mapping[str, Refusal], rejected: Path) -> Moves:
+    """Move refused files into a folder, each beside its reason; none stays beside nothing."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in refused:
+        names[name] = free_name(name, rejected, taken)
+        while (rejected / f"{names[name]}{REASON_SUFFIX}").is_dir():  # nothing else is in the way
+            taken.add(names[name])
+            names[name] = free_name(name, rejected, taken)
+        taken.add(names[name])
+    reasons = {
+        f"{names[one.name]}{REASON_SUFFIX}": {
+            "file": one.name,
+            "what": one.what,
+            "remedy": one.remedy,
+            "kind": one.kind,
             "rejected_at": now(),
         }
-        write_durably(
-            settings.rejected_gts / f"{name}{REASON_SUFFIX}",
-            json.dumps(reason, indent=2).encode(),
-        )
-        move_file(settings.new_gts / refusal.name, settings.rejected_gts, name)
+        for one in refused.values()
+    }
+    write_many_durably(
+        rejected, {name: json.dumps(each, indent=2).encode() for name, each in reasons.items()}
+    )
+    moves = move_files({settings.new_gts / name: names[name] for name in refused}, rejected)
+    for name in refused:
+        if settings.new_gts / name not in moves.moved:
+            (rejected / f"{names[name]}{REASON_SUFFIX}").unlink()
+    return moves
+
+
+@contextlib.contextmanager
+def rejected_folder(settings: Settings) -> Iterator[Path | None]:
+    """Give a path of new_gts/rejected/ that stays it; None if it is missing or not ours."""
+    folder = None
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(FileNotFoundError, NotOurFolder):
+            folder = stack.enter_context(own_folder(settings.rejected_gts, settings.home))
+        yield folder
+
+
+def rejected_problem(settings: Settings) -> str:
+    """Say what stands where rejected files belong; empty if all is well."""
+    try:
+        with own_folder(settings.rejected_gts, settings.home):
+            return ""
+    except FileNotFoundError:
+        return ""
+    except NotOurFolder as error:
+        return str(error)
 
 
 def rejected_names(settings: Settings) -> list[str]:
     """Return the names of the files in new_gts/rejected/, reasons left out."""
-    if not settings.rejected_gts.is_dir():
-        return []
-    with os.scandir(settings.rejected_gts) as entries:
+    with rejected_folder(settings) as folder:
+        return [] if folder is None else _rejected_names(folder)
+
+
+def _rejected_names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
         return sorted(
             entry.name
             for entry in entries
@@ -177,11 +244,47 @@ def rejected_names(settings: Settings) -> list[str]:
 def rejected_files(settings: Settings) -> tuple[Refusal, ...]:
     """Return the files in new_gts/rejected/ with the reasons that lie beside them."""
     found = []
-    for name in rejected_names(settings):
-        reason = _reason(settings.rejected_gts / f"{name}{REASON_SUFFIX}")
-        texts = (str(reason.get(key, "")) for key in ("what", "remedy", "kind"))
-        found.append(Refusal(name, *texts))
+    with rejected_folder(settings) as folder:
+        if folder is None:
+            return ()
+        for name in _rejected_names(folder):
+            reason = _reason(folder / f"{name}{REASON_SUFFIX}")
+            texts = (str(reason.get(key, "")) for key in ("what", "remedy", "kind"))
+            found.append(Refusal(name, *texts))
     return tuple(found)
+
+
+def rejected_times(settings: Settings) -> dict[str, int]:
+    """Return name -> when its reason was written in ns, of the files that have one."""
+    found: dict[str, int] = {}
+    with rejected_folder(settings) as folder:
+        if folder is None:
+            return found
+        for name in _rejected_names(folder):
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = (folder / f"{name}{REASON_SUFFIX}").lstat().st_mtime_ns
+    return found
+
+
+def check_reasons(settings: Settings, paths: Iterable[Path]) -> None:
+    """Refuse to put back a file of new_gts/rejected/ that nobody rejected.
+
+    Raises
+    ------
+    PipelineError
+        With its name and what to do.
+    """
+    for path in paths:
+        if path.parent == settings.rejected_gts and not _has_our_reason(path.parent, path.name):
+            raise PipelineError(
+                f"{path} has no reason of the pipeline beside it; move it to new_gts/ yourself if "
+                "it is right; nothing was changed"
+            )
+
+
+def _has_our_reason(folder: Path, name: str) -> bool:
+    """Say whether a rejected file has beside it what only a rejection writes."""
+    return isinstance(_reason(folder / f"{name}{REASON_SUFFIX}").get("file"), str)
 
 
 def _reason(path: Path) -> dict[str, Any]:
@@ -200,19 +303,49 @@ def requeue(settings: Settings, names: list[str]) -> list[str]:
     PipelineError
         If a name is not there; nothing is moved then.
     """
-    there = rejected_names(settings)
-    missing = sorted(set(names) - set(there))
-    if missing:
-        raise PipelineError(
-            f"{settings.rejected_gts} holds no {', '.join(missing)}; "
-            f"it holds: {', '.join(there) or 'nothing'}"
+    with contextlib.ExitStack() as stack:
+        try:
+            rejected = stack.enter_context(own_folder(settings.rejected_gts, settings.home))
+            there = _rejected_names(rejected)
+        except FileNotFoundError:
+            rejected, there = settings.rejected_gts, []
+        missing = sorted(set(names) - set(there))
+        if missing:
+            raise PipelineError(
+                f"{settings.rejected_gts} holds no {', '.join(missing)}; "
+                f"it holds: {', '.join(there) or 'nothing'}"
+            )
+        wanted = list(dict.fromkeys(names or there))
+        ours = [name for name in wanted if _has_our_reason(rejected, name)]
+        _tell_planted(settings, set(wanted) - set(ours))
+        return _put_back(settings, ours, rejected) if ours else []
+
+
+def _tell_planted(settings: Settings, names: Collection[str]) -> None:
+    """Say of which files nobody knows why they lie in rejected/."""
+    if names:
+        logger.warning(
+            "%s holds %s without a reason of the pipeline beside it: left there; look at it, and "
+            "move it to new_gts/ yourself if it is right",
+            *(settings.rejected_gts, listed(names)),
         )
-    back = []
-    for name in dict.fromkeys(names or there):
-        moved = move_file(settings.rejected_gts / name, settings.new_gts)
-        (settings.rejected_gts / f"{name}{REASON_SUFFIX}").unlink(missing_ok=True)
-        back.append(moved.name)
-    return back
+
+
+def _put_back(settings: Settings, names: Iterable[str], rejected: Path) -> list[str]:
+    """Move rejected files to new_gts/, and remove their reasons."""
+    moves = move_files({rejected / name: "" for name in names}, settings.new_gts)
+    _tell_left(moves)
+    for path in moves.moved:
+        (rejected / f"{path.name}{REASON_SUFFIX}").unlink(missing_ok=True)
+    sync_folder(rejected)
+    return [path.name for path in moves.moved.values()]
+
+
+def _tell_left(moves: Moves) -> None:
+    """Say which files another user does not let us move."""
+    for path, why in moves.left.items():
+        copied = " was copied, but" if path in moves.moved else ""
+        logger.warning("%s%s %s", printable(path.name), copied, why)
 
 
 # --- Archive ---
@@ -232,37 +365,68 @@ def archive(settings: Settings, manifest_hashes: Collection[str]) -> list[str]:
     a crash left under two names lose the old one. A true copy of a file in used_gts/ is a
     duplicate and is left to intake.
     """
-    moved = []
     _join_interrupted_moves(settings)
-    for name in waiting_names(settings.new_gts):
-        path = settings.new_gts / name
-        if path.is_symlink() or not path.is_file():
-            continue
-        sha256 = hash_file(path)
-        if sha256 not in manifest_hashes:
-            continue
-        if sha256 in hashes_in(settings.used_gts, {path.stat().st_size}):
-            if path.stat().st_dev != settings.used_gts.stat().st_dev:
-                path.unlink()  # a crash came between the copy to the other disk and this
-            continue
-        moved.append(move_file(path, settings.used_gts, own_inode=True).name)
-    return moved
+    learnt: dict[str, Path] = {}
+    sizes = set()
+    for path, sha256 in _hashed(settings.new_gts):
+        if sha256 in manifest_hashes and sha256 not in learnt:
+            with contextlib.suppress(FileNotFoundError):
+                sizes.add(path.lstat().st_size)
+                learnt[sha256] = path
+    used = hashes_in(settings.used_gts, sizes) if learnt else {}
+    if settings.new_gts.stat().st_dev != settings.used_gts.stat().st_dev:
+        # A crash came between the copy to the other disk and this.
+        _remove(*(path for sha256, path in learnt.items() if sha256 in used))
+    return _archived(settings, [path for sha256, path in learnt.items() if sha256 not in used])
+
+
+def _archived(settings: Settings, paths: Collection[Path]) -> list[str]:
+    """Move files to used_gts/, where nobody else may write to them; return their names there."""
+    if not paths:
+        return []
+    moves = move_files(dict.fromkeys(paths, ""), settings.used_gts, own_inode=True)
+    _tell_left(moves)
+    return [path.name for path in moves.moved.values()]
+
+
+def _remove(*paths: Path) -> None:
+    """Remove files; say which ones another user does not let us remove."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except (PermissionError, IsADirectoryError) as error:
+            _tell_left(Moves({}, {path: f"may not be removed ({error.strerror}): remove it"}))
+    for folder in {path.parent for path in paths}:
+        sync_folder(folder)
 
 
 def _join_interrupted_moves(settings: Settings) -> None:
     """Remove the old name of files that a crash left under two names."""
-    new_names = {}
-    for name in waiting_names(settings.new_gts):
-        status = (settings.new_gts / name).lstat()
-        if status.st_nlink > 1:
-            new_names[status.st_dev, status.st_ino] = name
-    for folder in (settings.used_gts, settings.rejected_gts):
-        for name in waiting_names(folder) if folder.is_dir() else ():
-            status = (folder / name).lstat()
-            old_name = new_names.pop((status.st_dev, status.st_ino), None)
-            if old_name is not None:
-                (settings.new_gts / old_name).unlink()
+    new_names = {
+        inode: name for inode, name in _inodes(settings.new_gts).items() if inode.n_names > 1
+    }
+    with rejected_folder(settings) as rejected:
+        for folder in (settings.used_gts, rejected):
+            for inode in _inodes(folder) if folder and new_names else ():
+                old_name = new_names.pop(inode, None)
+                if old_name is not None:
+                    _remove(settings.new_gts / old_name)
     sync_folder(settings.new_gts)
+
+
+class _Inode(NamedTuple):
+    device: int
+    number: int
+    n_names: int
+
+
+def _inodes(folder: Path) -> dict[_Inode, str]:
+    found = {}
+    for name in waiting_names(folder):
+        with contextlib.suppress(FileNotFoundError):
+            status = (folder / name).lstat()
+            found[_Inode(status.st_dev, status.st_ino, status.st_nlink)] = name
+    return found
 
 
 # --- Corrected and withdrawn recordings ---
@@ -270,19 +434,26 @@ def _join_interrupted_moves(settings: Settings) -> None:
 
 def finish_replacement(settings: Settings, entry: Replaced) -> None:
     """Let a new file take the place of an old one, which is kept; twice is as good as once."""
-    source = settings.home / entry.source
     place = settings.home / entry.folder / entry.name
-    if _holds(source, entry.sha256):
-        if _holds(place, entry.old_sha256):
-            _set_aside(place, entry.old_sha256, settings.replaced_gts / entry.kept_as)
-        if not os.path.lexists(place):
-            move_file(source, place.parent, place.name, own_inode=True)
-        elif source != place and _holds(place, entry.sha256):
-            source.unlink()  # a crash came between the copy and this
-    if source.parent == settings.rejected_gts and not os.path.lexists(source):
-        (source.parent / f"{source.name}{REASON_SUFFIX}").unlink(missing_ok=True)
-    if source.parent.is_dir():
-        sync_folder(source.parent)
+    with contextlib.ExitStack() as stack:
+        source = settings.home / entry.source
+        if source.parent == settings.rejected_gts:
+            try:
+                rejected = stack.enter_context(own_folder(source.parent, settings.home))
+                source = rejected / source.name
+            except (FileNotFoundError, NotOurFolder) as error:
+                if isinstance(error, NotOurFolder):
+                    logger.warning("%s; %s stays as it is", error, printable(entry.name))
+                return
+        if _holds(source, entry.sha256):
+            if _holds(place, entry.old_sha256):
+                _set_aside(place, entry.old_sha256, settings.replaced_gts / entry.kept_as)
+            if not os.path.lexists(place):
+                _tell_left(move_files({source: place.name}, place.parent, own_inode=True))
+            elif source != place and _holds(place, entry.sha256):
+                _remove(source)  # a crash came between the copy and this
+        if source.parent != settings.new_gts and not os.path.lexists(source):
+            _remove(source.parent / f"{source.name}{REASON_SUFFIX}")
 
 
 def finish_withdrawal(settings: Settings, entry: Withdrawn) -> None:
@@ -292,8 +463,7 @@ def finish_withdrawal(settings: Settings, entry: Withdrawn) -> None:
         if entry.kept_as:
             _set_aside(place, entry.sha256, settings.withdrawn_gts / entry.kept_as)
         else:
-            place.unlink()
-            sync_folder(place.parent)
+            _remove(place)
     if not entry.kept_as:
         _forget(settings, entry)
 
@@ -345,8 +515,9 @@ def finish_return(settings: Settings, entry: Withdrawn) -> str:
     kept = settings.withdrawn_gts / entry.kept_as
     if not entry.kept_as or not _holds(kept, entry.sha256):
         return ""
-    path = move_file(kept, settings.home / entry.folder, entry.name)
-    return str(path.relative_to(settings.home))
+    moves = move_files({kept: entry.name}, settings.home / entry.folder, own_inode=True)
+    _tell_left(moves)
+    return str(moves.moved[kept].relative_to(settings.home)) if kept in moves.moved else ""
 
 
 def finish_all(settings: Settings, memory: Memory) -> None:
@@ -383,22 +554,22 @@ def left_the_training_data(settings: Settings, memory: Memory) -> set[str]:
 
 def _holds(path: Path, sha256: str) -> bool:
     """Say whether a regular file is there with that content."""
-    return path.is_file() and not path.is_symlink() and hash_file(path) == sha256
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, UnusableFile):
+        return hash_regular_file(path) == sha256
+    return False
 
 
 def _set_aside(path: Path, sha256: str, target: Path) -> None:
     """Move a file to where it is kept, if a crash has not left a copy there already."""
     if _holds(target, sha256):
-        path.unlink()
-        sync_folder(path.parent)
+        _remove(path)
     else:
-        move_file(path, target.parent, target.name)
+        _tell_left(move_files({path: target.name}, target.parent, own_inode=True))
 
 
 def archive_learnt(settings: Settings, names: Iterable[str]) -> list[str]:
     """Move files of new_gts/ that production learnt to used_gts/, and return their names there."""
-    new, used = settings.new_gts, settings.used_gts
-    return [move_file(new / name, used, own_inode=True).name for name in names]
+    return _archived(settings, [settings.new_gts / name for name in names])
 
 
 def files_of(
@@ -407,7 +578,7 @@ def files_of(
     """Return files of used_gts/ that are still what they were, given SHA-256 -> name."""
 
     def read(path: Path) -> Any:
-        rows, sha256 = training.read(path, settings.max_file_mb)
+        rows, sha256 = training.read(path)
         if sha256 not in names:
             raise TryLaterError(f"{path.name} changed while the cycle ran; run again")
         return rows
@@ -449,12 +620,16 @@ def training_folder(
     try:
         manifest = {}
         for name in {*waiting_names(settings.used_gts), *stand_ins}:
-            link_or_copy(stand_ins.get(name, settings.used_gts / name), folder / name)
-            manifest[name] = hash_file(folder / name)
+            path = stand_ins.get(name, settings.used_gts / name)
+            manifest[name] = _staged(path, folder / name)
+            if not manifest[name]:
+                raise PipelineError(
+                    f"{path} cannot be read; let it be a regular file that the pipeline's user may "
+                    "read"
+                )
         for one in files:
             name = free_name(one.name, folder)
-            link_or_copy(one.path, folder / name)
-            manifest[name] = hash_file(folder / name)
+            manifest[name] = _staged(one.path, folder / name)
             if manifest[name] != one.sha256:
                 raise TryLaterError(
                     f"{one.name} changed while the cycle ran; the next run reads it"
@@ -474,7 +649,21 @@ def training_folder(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _staged(source: Path, target: Path) -> str:
+    """Put a file into the training folder; return its SHA-256, empty if it is no file of ours."""
+    with contextlib.suppress(FileNotFoundError, UnusableFile):
+        link_or_copy(source, target)
+        return hash_regular_file(target)
+    return ""
+
+
 def remove_training_folders(settings: Settings) -> None:
     """Remove the training folders of dead processes."""
-    for left_over in settings.home.glob(f"{STAGING_PREFIX}*"):
-        shutil.rmtree(left_over)
+    strange = []
+    for left_over in sorted(settings.home.glob(f"{STAGING_PREFIX}*")):
+        try:
+            with own_folder(left_over, settings.home):
+                shutil.rmtree(left_over)
+        except (NotOurFolder, PermissionError):
+            strange.append(left_over.name)
+    tell_strange(strange, settings.home)

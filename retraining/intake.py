@@ -25,8 +25,7 @@ from retraining.files import (
     UnusableFile,
     free_name,
     hash_bytes,
-    hash_file,
-    read_regular_file,
+    hash_regular_file,
     settled,
     waiting_names,
 )
@@ -169,7 +168,7 @@ class _House:
         if sha256 not in self.in_hand and sha256 in self.files:
             path = self.files[sha256]
             try:
-                rows, found = self.training.read(path, self.settings.max_file_mb)
+                rows, found = self.training.read(path)
             except (ValueError, OSError):
                 return None
             if found == sha256:
@@ -251,7 +250,7 @@ def take_in(
         in_hand={},
     )
     used = {sha256: settings.used_gts / name for sha256, name in house.used.items()}
-    _know(known, training, used, settings.max_file_mb)
+    _know(known, training, used)
     _know_withdrawn(house)
     read, refusals = _read(house, paths)
     # First what is to be archived: copies of it are duplicates then.
@@ -276,7 +275,7 @@ def take_in(
 def known_files(settings: Settings, training: Training, paths: Iterable[Path]) -> KnownRecordings:
     """Return the recordings that a home knows, and some files."""
     known = KnownRecordings.of(settings.home, training)
-    _know(known, training, {hash_file(path): path for path in paths}, settings.max_file_mb)
+    _know(known, training, {hash_regular_file(path): path for path in paths})
     return known
 
 
@@ -304,9 +303,7 @@ def twins(known: KnownRecordings, names: Mapping[str, str]) -> dict[str, str]:
     return {name: group for name, group in first.items() if group != name}
 
 
-def _know(
-    known: KnownRecordings, training: Training, files: Mapping[str, Path], max_file_mb: float
-) -> None:
+def _know(known: KnownRecordings, training: Training, files: Mapping[str, Path]) -> None:
     """Read the files that this code has not read yet, given SHA-256 -> path."""
     maker = training.maker()
     found = []
@@ -314,8 +311,8 @@ def _know(
         if known.was_read_by(sha256, maker):
             continue
         try:
-            rows, content = training.read(path, max_file_mb)
-        except ValueError as error:  # training says it, if it comes to that
+            rows, content = training.read(path)
+        except (ValueError, FileNotFoundError) as error:  # training says it, if it comes to that
             logger.debug("%s is not recognised: %s", printable(path.name), error)
             continue
         if content == sha256:
@@ -332,7 +329,7 @@ def _know_withdrawn(house: _House) -> None:
         house.known.put(np.concatenate(rows))
     folder = house.settings.withdrawn_gts
     files = {one.sha256: folder / one.kept_as for one in lost if one.kept_as and not one.known}
-    _know(house.known, house.training, files, house.settings.max_file_mb)
+    _know(house.known, house.training, files)
 
 
 def _read(house: _House, paths: Sequence[Path]) -> tuple[list[_Read], list[Refusal]]:
@@ -349,7 +346,7 @@ def _read(house: _House, paths: Sequence[Path]) -> tuple[list[_Read], list[Refus
             continue
         try:
             # Hashed and parsed are the same bytes, whoever writes to the file meanwhile.
-            content = read_regular_file(path, settings.max_file_mb)
+            content = training.content(path)
             sha256 = hash_bytes(content)
             if sha256 in house.used:
                 refusals.append(_same_bytes(name, f"used_gts/{house.used[sha256]}"))
@@ -358,6 +355,9 @@ def _read(house: _House, paths: Sequence[Path]) -> tuple[list[_Read], list[Refus
                 read[sha256].copies.append(name)
                 continue
             rows = training.parse(content, path.name)
+        except FileNotFoundError:
+            logger.info("%s is gone", printable(name))
+            continue
         except ValueError as error:
             refusals.append(_refusal(name, error))
             continue
@@ -724,9 +724,7 @@ class _Sorter:
             rows = one.rows
             if rows is not None and name != one.name:
                 rows = rows.assign(file=name)
-            read = functools.partial(
-                _rows, rows, name, sha256, self.house.settings, self.house.training
-            )
+            read = functools.partial(_rows, rows, name, sha256, self.house.training)
             yield GroundTruthFile(
                 name=name,
                 path=one.path,
@@ -754,15 +752,13 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _rows(
-    kept: Any, name: str, sha256: str, settings: Settings, training: Training, path: Path
-) -> Any:
+def _rows(kept: Any, name: str, sha256: str, training: Training, path: Path) -> Any:
     """Return the rows of a file under its name, read again where they were not kept."""
     if kept is not None:
         return kept
     changed = TryLaterError(f"{name} changed while the cycle ran; the next run reads it")
     try:
-        content = read_regular_file(path, settings.max_file_mb)
+        content = training.content(path)
     except (FileNotFoundError, UnusableFile) as error:
         raise changed from error
     if hash_bytes(content) != sha256:

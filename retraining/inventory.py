@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from retraining.files import listed
 from retraining.ground_truth import contents_today, hashes_in, withdrawn_recordings
 from retraining.journal import COPY, Arrival, Memory, Replaced, Withdrawn
 from retraining.registry.facts import Manifest
@@ -75,7 +76,7 @@ def take_inventory(settings: Settings, manifest: Manifest, memory: Memory) -> In
         # Before the first night that notes arrivals, nobody can say more.
         kind = "of another version" if sha256 in known or not arrived else "by hand"
         found.setdefault(kind, []).append(name)
-    names = {kind: (_listed(names), _words(names)) for kind, names in found.items()}
+    names = {kind: (listed(names), _words(names)) for kind, names in found.items()}
     return Inventory(
         tuple(text.format(*names[kind]) for kind, text in EXPLAINED.items() if kind in names),
         tuple(text.format(*names[kind]) for kind, text in UNEXPLAINED.items() if kind in names),
@@ -108,8 +109,3 @@ UNEXPLAINED = {
 
 def _words(names: list[str]) -> str:
     return shlex.join(sorted(names)[:SHOWN_NAMES])
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - SHOWN_NAMES
-    return ", ".join(sorted(names)[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")

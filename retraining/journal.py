@@ -39,7 +39,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, TypeVar
 
 from retraining.errors import PipelineError
-from retraining.files import UnusableFile, belongs_to_us, hash_bytes, open_regular, sync_folder
+from retraining.files import (
+    UnusableFile,
+    belongs_to_us,
+    hash_bytes,
+    keep_private,
+    open_regular,
+    sync_folder,
+)
 from retraining.text import now
 
 JOURNAL_NAME = ".pipeline_journal"
@@ -73,10 +80,17 @@ class Home(Entry):
 
 @dataclass(frozen=True)
 class Vouch(Entry):
-    """The home vouches for a version: these are the files that it verified itself.
+    """The home vouches for a version: it stored or verified these files itself.
 
     Of two for one number the later one holds: MLflow gives the number of the newest version
     again when that is deleted.
+
+    Parameters
+    ----------
+    digest
+        Over all that decides about it; empty in a line of an older pipeline.
+    reason, who, at
+        Of a person who trusts it.
     """
 
     KIND: ClassVar[str] = "vouch"
@@ -85,6 +99,10 @@ class Vouch(Entry):
     manifest_sha256: str
     run_id: str
     model_name: str
+    digest: str = ""
+    reason: str = ""
+    who: str = ""
+    at: str = ""
 
 
 @dataclass(frozen=True)
@@ -360,6 +378,8 @@ class Journal:
                     other_owner = status.st_uid != os.geteuid()
                     found = "belongs to another user" if other_owner else "can be written by others"
                     raise self._refused(found, OURS_ALONE)
+                if flags & os.O_RDWR:
+                    keep_private(stream.fileno(), status)
                 yield stream
         except UnusableFile as error:
             raise self._refused(error.what, OURS_ALONE) from error

@@ -214,6 +214,17 @@ class Past:
         """The looks at challengers."""
         return [one for one in self.order if isinstance(one, Look)]
 
+    def promotion_of(self, version: int) -> Look | None:
+        """Return the look that made a version production, the last one."""
+        return next(
+            (
+                one
+                for one in reversed(self.looks)
+                if one.promote and one.challenger == version != one.version
+            ),
+            None,
+        )
+
     def judged_by(self, version: int, question: str | None = None) -> set[str]:
         """Return the recordings that a production version was judged on, by one or any question."""
         return {

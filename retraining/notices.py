@@ -18,17 +18,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from retraining.confined import without_passwords
 from retraining.errors import PipelineError, StoppedBySignal
-from retraining.files import write_durably
-from retraining.ground_truth import REASON_SUFFIX, rejected_names
+from retraining.files import read_regular_file, write_durably
+from retraining.ground_truth import rejected_problem, rejected_times
 from retraining.outcome import Outcome
 from retraining.registry import Registry
 from retraining.registry.facts import EVENT_PROBATION, TAG_CYCLE
 from retraining.registry.store import as_pipeline_error
 from retraining.settings import JSON_SCHEMA_VERSION, Settings
-from retraining.text import as_local_time, now
+from retraining.text import as_local_time, now, printable, without_secrets
 
 HEARTBEAT_NAME = ".pipeline_last_run.json"
+MAX_HEARTBEAT_MB = 100.0
 STUCK = "stuck"
 
 logger = logging.getLogger("pipeline")
@@ -78,7 +80,7 @@ def _run(flag: str, command: str, settings: Settings, details: Mapping[str, Any]
             "schema_version": JSON_SCHEMA_VERSION,
             "home": str(settings.home),
             "model": settings.model_name,
-            **details,
+            **without_secrets(details),
         }
     )
     try:
@@ -87,11 +89,21 @@ def _run(flag: str, command: str, settings: Settings, details: Mapping[str, Any]
             input=text,
             text=True,
             stdout=sys.stderr,
+            env=without_passwords(),
             timeout=settings.hook_timeout,
             check=True,
         )
-    except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
-        logger.warning("%s failed: %s; everything else went on", flag, error)
+    except subprocess.CalledProcessError as error:
+        _say_that_it_failed(flag, f"exit status {error.returncode}")
+    except subprocess.TimeoutExpired:
+        _say_that_it_failed(flag, f"it took more than {settings.hook_timeout:g} s")
+    except (OSError, ValueError, IndexError) as error:
+        _say_that_it_failed(flag, error)
+
+
+def _say_that_it_failed(flag: str, why: object) -> None:
+    """Log it without the words of the command, which may hold a password."""
+    logger.warning("%s failed: %s; everything else went on", flag, why)
 
 
 # --- The heartbeat: how the last run ended, and what was told ---
@@ -100,8 +112,9 @@ def _run(flag: str, command: str, settings: Settings, details: Mapping[str, Any]
 def read_heartbeat(settings: Settings) -> dict[str, Any]:
     """Return how the last run ended; empty if there was none."""
     try:
-        return dict(json.loads((settings.home / HEARTBEAT_NAME).read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        content = read_regular_file(settings.home / HEARTBEAT_NAME, MAX_HEARTBEAT_MB)
+        return dict(json.loads(content))
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return {}
 
 
@@ -115,7 +128,7 @@ def failure_noted(settings: Settings) -> Iterator[None]:
     except Exception as error:
         known = error if isinstance(error, PipelineError) else None
         known = known or as_pipeline_error(error, settings)
-        message = str(known or f"unexpected failure: {type(error).__name__}")
+        message = printable(known or f"unexpected failure: {type(error).__name__}")
         before = read_heartbeat(settings)
         with contextlib.suppress(OSError):  # the disk may be what failed
             _write_heartbeat(
@@ -135,12 +148,15 @@ def note_end(settings: Settings, outcome: str, message: str, stuck: str | None) 
     stuck
         Why a person is needed; empty if nobody is; None if this run did not look.
     """
-    before = read_heartbeat(settings).get("attention", {})
-    attention = _rejections(settings)
+    before = read_heartbeat(settings).get("attention")
+    before = before if isinstance(before, dict) else {}
+    rejections = _rejections(settings).items()
+    attention = {printable(key): printable(text) for key, text in rejections}
     if stuck is None and STUCK in before:
         attention[STUCK] = before[STUCK]
     elif stuck:
-        attention[STUCK] = stuck
+        attention[STUCK] = printable(stuck)
+    message = printable(message)
     if outcome == Outcome.ROLLED_BACK.value:
         attention[outcome] = message
     new = [text for key, text in attention.items() if before.get(key) != text]
@@ -156,15 +172,16 @@ def note_end(settings: Settings, outcome: str, message: str, stuck: str | None) 
 
 
 def _rejections(settings: Settings) -> dict[str, str]:
-    """Return a text for each rejected file, under a key that changes if it is rejected again."""
-    keys = {}
-    for name in rejected_names(settings):
-        reason = settings.rejected_gts / f"{name}{REASON_SUFFIX}"
-        with contextlib.suppress(FileNotFoundError):
-            keys[f"{name!r} {reason.stat().st_mtime_ns}"] = f"rejected: {name!r}"
-    return keys
+    """Return a text for each rejected file, under a key that changes if it is rejected again.
+
+    And one for what stands in the place of their folder.
+    """
+    times = rejected_times(settings)
+    keys = {f"{name!r} {ns}": f"rejected: {name!r}" for name, ns in times.items()}
+    problem = rejected_problem(settings)
+    return keys | {"rejected": problem} if problem else keys
 
 
 def _write_heartbeat(settings: Settings, content: Mapping[str, Any]) -> None:
     text = json.dumps({**content, "at": now()})
-    write_durably(settings.home / HEARTBEAT_NAME, text.encode())
+    write_durably(settings.home / HEARTBEAT_NAME, text.encode(), mode=0o600)

@@ -136,8 +136,10 @@ class Recorder:
                     run_id=run_id,
                     training=cycle.training,
                     manifest=manifest,
+                    out_of_fold=records.out_of_fold_table(trained, manifest),
                     tags=cycle.tags,
                 )
+                vouching.vouch_for(cycle.settings, cycle.registry, version)
                 logger.info("registered version %d", version.number)
                 return version
 
@@ -149,8 +151,10 @@ class Recorder:
             Journal(cycle.settings.home).append(cycle.look)
             cycle.registry.runs.log_file(cycle.look.to_bytes(), LOOK_FILE, cycle.monitoring_run)
         if cycle.rival is not None:
-            explanation = records.version_description(verdict)
-            cycle.registry.judgements.record(cycle.rival, verdict.as_dict(), explanation)
+            judgements, facts = cycle.registry.judgements, verdict.as_dict()
+            compared = judgements.with_comparison(cycle.rival, facts)
+            vouching.vouch_for(cycle.settings, cycle.registry, compared)
+            judgements.record(cycle.rival, facts, records.version_description(verdict))
 
     def promote(self, cycle: Cycle, verdict: Verdict) -> None:
         """Move the aliases to the challenger."""
@@ -167,7 +171,6 @@ class Recorder:
     def _move(self, cycle: Cycle, event: str, why: str, verdict: Verdict) -> None:
         if cycle.rival is None:
             raise ValueError("there is no other version")
-        vouching.vouch_for(cycle.settings, cycle.registry, cycle.rival)
         cycle.registry.production.move_to(
             cycle.rival.number,
             replaces=cycle.champion.number,
@@ -191,8 +194,8 @@ class Recorder:
         Journal(cycle.settings.home).append(records.judged_entry(cycle, result))
         tags = {
             TAG_OUTCOME: result.outcome.value,
-            TAG_MESSAGE: result.message,
-            TAG_DESCRIPTION: result.message,
+            TAG_MESSAGE: printable(result.message),
+            TAG_DESCRIPTION: printable(result.message),
         }
         for key, value in tags.items():
             cycle.registry.runs.set_tag(cycle.monitoring_run, key, value)

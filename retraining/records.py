@@ -21,14 +21,13 @@ from retraining.looks import Judged, Look, Past
 from retraining.outcome import Outcome
 from retraining.registry.facts import (
     DECIDED_ON,
-    OUT_OF_FOLD_FILE,
     PROBATION_FILE,
     Dataset,
     Manifest,
     RunRecord,
 )
 from retraining.settings import Settings
-from retraining.text import error_text, now, number_text, printable
+from retraining.text import error_text, line_start, now, number_text, without_secrets
 from retraining.training import ERROR, PREDICTED_COUNT, TRUE_COUNT, TrainedModel
 from retraining.windows import newest_in_words
 
@@ -90,7 +89,7 @@ def training_record(cycle: Cycle, trained: TrainedModel, manifest: Manifest) -> 
             "model": type(trained.model).__name__,
         },
         tables={"out_of_fold_by_recording.json": trained.out_of_fold},
-        files={**out_of_fold_file(trained, manifest), **_data_quality(trained.data_quality)},
+        files=_data_quality(trained.data_quality),
         datasets=[
             Dataset(manifest, "used_gts and new_gts", "training"),
             Dataset(cycle.batch.manifest, "new_gts", "evaluation"),
@@ -98,14 +97,14 @@ def training_record(cycle: Cycle, trained: TrainedModel, manifest: Manifest) -> 
     )
 
 
-def out_of_fold_file(trained: TrainedModel, manifest: Manifest) -> dict[str, bytes]:
-    """Return the file with SHA-256 of a recording -> error by a model that never saw it."""
-    errors = out_of_fold_by_hash(trained, manifest)
-    return {OUT_OF_FOLD_FILE: json.dumps(errors, indent=1).encode()}
+def out_of_fold_table(trained: TrainedModel, manifest: Manifest) -> bytes:
+    """Return the JSON of SHA-256 of a recording -> error by a model that never saw it."""
+    return json.dumps(out_of_fold_by_hash(trained, manifest), indent=1).encode()
 
 
 def _data_quality(notes: Mapping[str, str]) -> dict[str, bytes]:
-    return {"data_quality.json": json.dumps(notes, indent=1).encode()} if notes else {}
+    text = json.dumps(without_secrets(notes), indent=1)
+    return {"data_quality.json": text.encode()} if notes else {}
 
 
 def version_description(verdict: Verdict) -> str:
@@ -359,11 +358,11 @@ def _judged_on(cycle: Cycle, monitoring: Monitoring) -> str:
 def recordings_table(recordings: Sequence[RecordingResult], unit: str) -> str:
     """Return the recordings of a batch as lines for a terminal, the worst first."""
     counted = all(one.true_count is not None for one in recordings)
-    width = max(len("recording"), *(len(printable(one.name)) for one in recordings))
+    width = max(len("recording"), *(len(line_start(one.name)) for one in recordings))
     heads = "  true  production    error  challenger    error"
     lines = [f"{'recording':<{width}}{heads if counted else '  production  challenger'}"]
     for one in sorted(recordings, key=lambda one: -one.champion_error):
-        line = f"{printable(one.name):<{width}}"
+        line = f"{line_start(one.name):<{width}}"
         line += f"  {one.true_count:>4}" if counted else ""
         line += _cells(one.champion_count, one.champion_error, unit, counted=counted)
         if one.challenger_error is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from retraining import ground_truth, notices
 from retraining.errors import PipelineError, TryLaterError
-from retraining.files import remove_left_overs, sync_folder, write_durably
+from retraining.files import read_regular_file, remove_left_overs, sync_folder, write_durably
 from retraining.journal import Journal
 from retraining.looks import Judged, Look
 from retraining.registry import Registry, open_registry
@@ -23,6 +23,7 @@ from retraining.settings import Settings
 from retraining.text import now
 
 NOTE_NAME = ".pipeline_state.json"
+MAX_NOTE_MB = 1.0
 
 logger = logging.getLogger("pipeline")
 
@@ -35,7 +36,7 @@ def unfinished_until_done(settings: Settings, command: str) -> Iterator[str]:
     """Give an id for what is about to change; an interruption leaves a note of it for `tidy`."""
     cycle_id = uuid.uuid4().hex
     note = {"cycle_id": cycle_id, "command": command, "since": now()}
-    write_durably(settings.home / NOTE_NAME, json.dumps(note).encode())
+    write_durably(settings.home / NOTE_NAME, json.dumps(note).encode(), mode=0o600)
     yield cycle_id
     _remove_note(settings)
 
@@ -48,10 +49,10 @@ def _remove_note(settings: Settings) -> None:
 def unfinished_command(settings: Settings) -> dict[str, Any] | None:
     """Return what an interrupted command noted, or None."""
     try:
-        return dict(json.loads((settings.home / NOTE_NAME).read_bytes()))
+        return dict(json.loads(read_regular_file(settings.home / NOTE_NAME, MAX_NOTE_MB)))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return {}
 
 
@@ -67,21 +68,26 @@ def tidy(settings: Settings) -> None:
     cycle registered without a verdict is deleted, its open runs are closed.
     """
     ground_truth.remove_training_folders(settings)
-    remove_left_overs(settings.home)  # one may be of the note that never came to be
+    # One may be of the note that never came to be, or of the page of a night that left no note.
+    for folder in (settings.home, settings.reports):
+        remove_left_overs(folder)
     note = unfinished_command(settings)
     if note is None:
         return
     logger.info("tidying up after the interrupted command of %s", note.get("since", "unknown"))
-    folders = (settings.new_gts, settings.rejected_gts, settings.used_gts, settings.replaced_gts)
-    for folder in (*folders, settings.withdrawn_gts, settings.reports):
+    folders = (settings.new_gts, settings.used_gts, settings.replaced_gts, settings.withdrawn_gts)
+    for folder in folders:
         remove_left_overs(folder)
+    with ground_truth.rejected_folder(settings) as rejected:
+        if rejected:
+            remove_left_overs(rejected, shown=settings.rejected_gts)
     trained_on: Mapping[str, str] = {}
     if settings.database is None or settings.database.exists():
         registry = open_registry(settings)
         _end_dead_cycle(settings, registry, str(note.get("cycle_id", "")))
         if registry.production.number() is not None:
             try:
-                trained_on = registry.versions.manifest(registry.production.champion()).names
+                trained_on = registry.learnt_by(registry.production.champion()).names
             except TryLaterError:
                 raise
             except PipelineError as error:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retraining.errors import PipelineError, UsageError
+from retraining.text import without_secrets
 
 JSON_SCHEMA_VERSION = 2
 """Of every JSON document that goes to another program; grows when a field changes its meaning."""
@@ -58,6 +60,23 @@ VERDICT_SETTINGS = (
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What one recording may be at most; a larger one is refused before it costs memory or time.
+
+    Parameters
+    ----------
+    max_file_mb
+        Megabytes (10^6 bytes).
+    max_rows, max_objects
+        Its rows, and the different values of the module's `OBJECT_COLUMN`.
+    """
+
+    max_file_mb: float
+    max_rows: int
+    max_objects: int
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that an operator can set, checked.
 
@@ -76,6 +95,14 @@ class Settings:
         "",
         "MLflow store (default: HOME/mlflow_server/backend_db/mlflow.db, embedded)",
         environment="MLFLOW_TRACKING_URI",
+    )
+    store_timeout: float = _setting(
+        30.0,
+        "time limit of one exchange with the store; an upload or a download has a second more for "
+        "each 100 kB, and all of a command together 20 times as much",
+        unit="seconds",
+        at_least=1,
+        at_most=3600,
     )
     model_name: str = _setting("StemClassifierPostprocessing", "registered model's name")
     training_module: str = _setting(
@@ -159,6 +186,16 @@ class Settings:
     max_file_mb: float = _setting(
         200.0, "largest ground truth file", unit="MB", at_least=0.001, at_most=10_000
     )
+    max_rows: int = _setting(
+        1_000_000, "most rows of a recording", unit="rows", at_least=1, at_most=1_000_000_000
+    )
+    max_objects: int = _setting(
+        20_000,
+        "most objects of a recording, where the training module says what one is",
+        unit="objects",
+        at_least=1,
+        at_most=1_000_000_000,
+    )
     cache_mb: float = _setting(
         256.0,
         "size of HOME/.cache/, which spares a retraining the recordings that it has read before; "
@@ -167,8 +204,30 @@ class Settings:
         at_least=0,
         at_most=1_000_000,
     )
+    task_timeout: float = _setting(
+        3600.0,
+        "time limit of a process that runs the code of another version, and of the wait for a "
+        "Dask cluster's next result",
+        unit="seconds",
+        at_least=1,
+        at_most=1_000_000,
+    )
+    code_memory_mb: float = _setting(
+        16_000.0,
+        "memory limit of a process that runs such code",
+        unit="MB",
+        at_least=100,
+        at_most=10_000_000,
+    )
+    max_model_mb: float = _setting(
+        2000.0,
+        "largest version: the files of a larger one are not copied from the store",
+        unit="MB",
+        at_least=0.1,
+        at_most=1_000_000,
+    )
     allow_pickle: bool = _setting(
-        False, "load versions that other pipelines registered; a pickle can run any code"
+        False, "load trusted versions that hold a pickle, which can run any code"
     )
     on_promotion: str = _setting(
         "", "command to run after production changed: details as JSON on its standard input"
@@ -224,6 +283,11 @@ class Settings:
         return SCRIPTS / f"{name}.py"
 
     @property
+    def limits(self) -> Limits:
+        """What one recording may be at most."""
+        return Limits(self.max_file_mb, self.max_rows, self.max_objects)
+
+    @property
     def new_gts(self) -> Path:
         """Where people put ground truth files."""
         return self.home / "new_gts"
@@ -254,6 +318,13 @@ class Settings:
         return self.home / "reports"
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """All folders of the home at its own level, any of which may be missing."""
+        more = ("model", "mlflow_server", ".cache")
+        ours = (self.new_gts, self.used_gts, self.withdrawn_gts, self.reports)
+        return (*ours, *(self.home / name for name in more))
+
+    @property
     def database(self) -> Path | None:
         """The store's SQLite file: the embedded one by default; None for any other store."""
         if not self.tracking_uri:
@@ -261,6 +332,11 @@ class Settings:
         if self.tracking_uri.startswith(SQLITE):
             return Path(self.tracking_uri.removeprefix(SQLITE)).absolute()
         return None
+
+    @property
+    def has_own_store(self) -> bool:
+        """Whether the store is a file of this home: then only who may write that may edit it."""
+        return self.database is not None and self.database.is_relative_to(self.home)
 
     @property
     def artifacts(self) -> Path:
@@ -288,7 +364,7 @@ class Settings:
             for field in dataclasses.fields(self)
             if field.name not in ("tracking_uri", "on_promotion", "on_attention")
         }
-        return {**logged, "threshold": threshold}
+        return {**without_secrets(logged), "threshold": threshold}
 
     def verdict_fingerprint(self, code_sha256: str, threshold: float) -> str:
         """Return a short hash of what a verdict depends on beside the recordings.
@@ -315,7 +391,8 @@ def check_home(settings: Settings) -> None:
     Raises
     ------
     PipelineError
-        If new_gts/ or used_gts/ is not there: none is created somewhere wrong.
+        If new_gts/ or used_gts/ is not there: none is created somewhere wrong. If a folder is a
+        link of another user; one of ours may lead to a larger disk.
     UsageError
         If the training module's file is not there.
     """
@@ -328,4 +405,10 @@ def check_home(settings: Settings) -> None:
         if not folder.is_dir():
             raise PipelineError(
                 f"{folder} is not a folder; create it, or name the right home folder with --home"
+            )
+    for folder in settings.folders:
+        if folder.is_symlink() and folder.lstat().st_uid not in (os.geteuid(), 0):
+            raise PipelineError(
+                f"{folder} is a link of another user, who can let it lead elsewhere: make it your "
+                "own, or remove it"
             )

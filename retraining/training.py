@@ -10,6 +10,7 @@ imported here, until a module is loaded.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -24,8 +25,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from retraining.errors import PipelineError
-from retraining.files import hash_bytes, hash_file, read_regular_file
-from retraining.settings import Settings
+from retraining.files import UnusableFile, hash_bytes, hash_file, read_regular_file
+from retraining.settings import Limits, Settings
 from retraining.text import printable
 
 if TYPE_CHECKING:
@@ -301,11 +302,14 @@ class Training:
         Its file.
     code_sha256
         Of that file when it was loaded.
+    limits
+        What it reads at most.
     """
 
     module: Any
     path: Path
     code_sha256: str
+    limits: Limits = Settings().limits
 
     error_name = _said("ERROR_NAME")
     error_unit = _said("ERROR_UNIT")
@@ -322,7 +326,7 @@ class Training:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process by name: it imports the module itself."""
-        return _in_another_process, (self.name, self.path, self.code_sha256)
+        return _in_another_process, (self.name, self.path, self.code_sha256, self.limits)
 
     @property
     def name(self) -> str:
@@ -445,7 +449,7 @@ class Training:
         Raises
         ------
         ValueError
-            If it cannot be read without guessing.
+            If it cannot be read without guessing, or has more rows or objects than `limits` allow.
         PipelineError
             If the module fails, or returns no table of this file.
         """
@@ -459,6 +463,11 @@ class Training:
     def _parsed(self, reader: str, content: bytes, name: str) -> pd.DataFrame:
         import csv
 
+        most_rows = self.limits.max_rows
+        # Before anything is made of them, which takes many times their size.
+        if max(content.count(b"\n"), content.count(b"\r")) > most_rows + 1:
+            what, remedy = f"holds more than {most_rows:,} rows", "split it or raise --max-rows"
+            raise UnusableFile(what, remedy)
         try:
             with self.mistakes_told(
                 reader, but=(ValueError, LookupError, StopIteration, csv.Error)
@@ -468,21 +477,35 @@ class Training:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         if not hasattr(rows, "columns"):
             raise self.breach(f"{reader} returned no table but {type(rows).__name__}")
+        most_objects = self.limits.max_objects
+        if self.object_column in rows and rows[self.object_column].nunique() > most_objects:
+            what = f"holds more than {most_objects:,} objects"
+            raise UnusableFile(what, "split it or raise --max-objects")
         if FILE not in rows:
             return rows.assign(file=name)
         if set(rows[FILE].unique()) - {name}:
             raise self.breach(f"the column {FILE!r} must hold the name of the file; rename yours")
         return rows
 
-    def read(self, path: Path, max_file_mb: float) -> tuple[pd.DataFrame, str]:
+    def content(self, path: Path) -> bytes:
+        """Return the bytes of a file.
+
+        Raises
+        ------
+        UnusableFile
+            As `files.read_regular_file`.
+        """
+        return read_regular_file(path, self.limits.max_file_mb)
+
+    def read(self, path: Path) -> tuple[pd.DataFrame, str]:
         """Return the rows of a file and the SHA-256 of its content.
 
         Raises
         ------
         ValueError
-            As `parse` and `files.read_regular_file`.
+            As `parse` and `content`.
         """
-        content = read_regular_file(path, max_file_mb)
+        content = self.content(path)
         return self.parse(content, path.name), hash_bytes(content)
 
     def data_quality_note(self, rows: pd.DataFrame) -> str:
@@ -692,7 +715,7 @@ def load_training_module(settings: Settings) -> Training:
     PipelineError
         With what it lacks.
     """
-    return _loaded(settings.training_file)
+    return dataclasses.replace(_loaded(settings.training_file), limits=settings.limits)
 
 
 @functools.cache
@@ -706,8 +729,8 @@ def _loaded(path: Path) -> Training:
     return training
 
 
-def _in_another_process(name: str, path: Path, code_sha256: str) -> Training:
-    return Training(importlib.import_module(name), path, code_sha256)
+def _in_another_process(name: str, path: Path, code_sha256: str, limits: Limits) -> Training:
+    return Training(importlib.import_module(name), path, code_sha256, limits)
 
 
 def _imported(path: Path) -> ModuleType:

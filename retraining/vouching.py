@@ -1,15 +1,17 @@
-"""What this home vouches for: the files of versions that it verified itself, in its journal.
+"""What this home vouches for: versions that it registered, or that a person trusts, in its journal.
 
-Whoever may edit a tag or an artifact in the store cannot edit the journal.
+Whoever may edit a tag or an artifact in the store cannot edit the journal. `registry.vouches` asks
+it before anything of a version is loaded or run.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 from retraining.errors import PipelineError, TryLaterError
-from retraining.journal import Journal, Vouch
+from retraining.journal import Journal, Vouch, who
 from retraining.looks import Look
 from retraining.outcome import Outcome
 from retraining.registry import Registry
@@ -17,31 +19,37 @@ from retraining.registry.facts import (
     LOOK_FILE,
     TAG_ARTIFACT_HASH,
     TAG_MANIFEST_HASH,
+    WHOLE_NUMBER,
     RegisteredVersion,
 )
 from retraining.settings import Settings
-from retraining.text import printable
+from retraining.text import now, printable
 
 MOST_LOOKS = 1000
 logger = logging.getLogger("pipeline")
 
 
-def vouch_for(settings: Settings, registry: Registry, version: RegisteredVersion) -> None:
-    """Vouch for a version that is about to become production; twice is as good as once.
+def vouch_for(
+    settings: Settings, registry: Registry, version: RegisteredVersion, reason: str = ""
+) -> None:
+    """Vouch for a version; twice is as good as once.
+
+    Parameters
+    ----------
+    version
+        With the digests of what this home stored itself, or of what a person trusts.
+    reason
+        Why a person does.
 
     Notes
     -----
-    After it is registered, before the alias moves: whatever dies in between, no production version
-    is without a vouch. One for a version that never became production does no harm.
-
-    Raises
-    ------
-    PipelineError
-        If the version does not verify.
+    Before the alias moves: whatever dies in between, no production version is without a vouch. One
+    for a version that never became production does no harm.
     """
     seed(settings, registry)  # else the journal would be begun without what production is and was
-    vouch = _verified(settings, registry, version)
-    journal = Journal(settings.home)
+    vouch, journal = _vouch(settings, version), Journal(settings.home)
+    if reason:
+        vouch = replace(vouch, reason=reason, who=who(), at=now())
     if journal.read().vouches(settings.model_name).get(version.number) != vouch:
         journal.append(vouch)
 
@@ -51,7 +59,8 @@ def seed(settings: Settings, registry: Registry) -> None:
 
     Notes
     -----
-    With what production is and was, as far as it verifies. Cheap where there is a journal.
+    With what production is and was, as far as it verifies, where the store is a file of this home;
+    a shared one may say anything, and a person must. Cheap where there is a journal.
 
     Raises
     ------
@@ -65,6 +74,8 @@ def seed(settings: Settings, registry: Registry) -> None:
     numbers = (registry.production.number(), registry.production.previous_number())
     for number in dict.fromkeys(one for one in numbers if one is not None):
         try:
+            if not settings.has_own_store:
+                raise PipelineError("others may edit that store")
             vouches.append(_verified(settings, registry, registry.versions.get(number)))
         except TryLaterError:
             raise
@@ -96,9 +107,8 @@ def _looks_of_runs(settings: Settings, registry: Registry) -> Iterator[Look]:
                 "%s of run %s cannot be read (%s): it counts as a look at the same recordings",
                 *(LOOK_FILE, run.run_id, printable(error)),
             )
-            yield Look.unknown(
-                settings.model_name, int(run.version) if run.version.isdigit() else 0
-            )
+            known = WHOLE_NUMBER.fullmatch(run.version)
+            yield Look.unknown(settings.model_name, int(run.version) if known else 0)
 
 
 def _verified(settings: Settings, registry: Registry, version: RegisteredVersion) -> Vouch:
@@ -109,12 +119,16 @@ def _verified(settings: Settings, registry: Registry, version: RegisteredVersion
             f"version {version.number} has no {', '.join(sorted(missing))}: it was not registered "
             "by this pipeline, or somebody edited it"
         )
-    with registry.models.verified_files(version):
-        registry.versions.manifest(version)
+    registry.versions.manifest(version)
+    return _vouch(settings, registry.versions.seal(version))
+
+
+def _vouch(settings: Settings, version: RegisteredVersion) -> Vouch:
     return Vouch(
         version=version.number,
-        artifact_sha256=version.tags[TAG_ARTIFACT_HASH],
-        manifest_sha256=version.tags[TAG_MANIFEST_HASH],
+        artifact_sha256=version.tags.get(TAG_ARTIFACT_HASH, ""),
+        manifest_sha256=version.tags.get(TAG_MANIFEST_HASH, ""),
         run_id=version.run_id,
         model_name=settings.model_name,
+        digest=version.digest,
     )

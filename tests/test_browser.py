@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,3 +153,44 @@ class TestReport:
                 assert stop.evaluate("stop => stop === document.activeElement")
                 assert stop.evaluate("stop => getComputedStyle(stop).outlineStyle") == "solid"
             assert len(shown) > 5
+
+    def test_what_got_into_it_neither_runs_nor_fetches(
+        self, browser: Browser, promoted: tuple[Path, str], tmp_path: Path
+    ) -> None:
+        """Whoever finds a hole in the escaping gets no script and no request; all else shows."""
+        (page,) = (promoted[0] / "reports").glob("????-??-??T*.html")
+        with socket.create_server(("127.0.0.1", 0)) as outside, visit(browser) as one:
+            address = f"http://127.0.0.1:{outside.getsockname()[1]}"
+            hole = (
+                "<script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
+                f"<img src={address}/x><iframe src={address}/y></iframe>"
+                f"<form action={address}/z><input name=x></form>"
+            )
+            attacked = tmp_path / "page.html"
+            attacked.write_text(page.read_text().replace("<main>", f"<main>{hole}"))
+            one.page.goto(attacked.as_uri())
+            assert one.page.title() not in ("", "run")
+            details = one.page.locator("details").first
+            details.locator("summary").click()
+            assert details.locator("table, p").first.is_visible()
+            assert one.page.locator("svg[role=img]").first.is_visible()
+            one.page.evaluate("document.forms[0].submit()")
+            one.page.wait_for_timeout(300)
+            assert one.page.url == attacked.as_uri()
+            said = " ".join(one.complaints)
+            for what in ("Executing inline script", "Framing", "the image", "Sending form data"):
+                assert what in said
+            assert heard(outside) == b""
+
+
+def heard(server: socket.socket) -> bytes:
+    """Return what clients have sent; a browser may connect before it looks at the policy."""
+    server.settimeout(0.3)
+    sent = b""
+    with contextlib.suppress(TimeoutError):
+        while True:
+            client, _ = server.accept()
+            with client, contextlib.suppress(TimeoutError):
+                client.settimeout(0.3)
+                sent += client.recv(1000)
+    return sent

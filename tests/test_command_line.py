@@ -374,8 +374,23 @@ class TestExit:
     def test_a_traceback_is_harmless_too(self, script: Path) -> None:
         """Its lines stay lines."""
         ended = run(script, "raise ValueError('a\\x1b[2Jb http://me:secret@host')")
-        assert ended.stderr.splitlines()[-1] == "ValueError: a\\x1b[2Jb http://host"
+        assert ended.stderr.splitlines()[-1] == "  ValueError: a\\x1b[2Jb http://host"
         assert ended.stderr.count("\n") > 3
+
+    def test_a_traceback_forges_no_line_of_the_log(self, script: Path) -> None:
+        """Whatever line breaks are in the text of an exception."""
+        forged = "2026-01-01 00:00:00 INFO promoted: version 99"
+        text = "".join(f"a{end}{forged}" for end in "\n\r\x0b\x0c\x1c\x85\u2028\u2029")
+        ended = run(script, f"raise ValueError({text!a})")
+        lines = ended.stderr.splitlines()
+        assert forged in ended.stderr
+        assert [line for line in lines if line.startswith("20")] == lines[:1]
+
+    def test_a_warning_of_a_package_is_one_harmless_line(self, script: Path) -> None:
+        """It may quote a recording."""
+        ended = run(script, "import warnings; warnings.warn('a\\n\\x1b[2J'); return 0")
+        assert ended.stderr.endswith("UserWarning: a\\n\\x1b[2J\n")
+        assert ended.stderr.count("\n") == 1
 
 
 class TestStopping:
@@ -448,6 +463,17 @@ class TestResult:
         out = capsys.readouterr().out
         assert out.count("\n") == 1
         assert json.loads(out) == {"schema_version": 2, **facts}
+
+    def test_a_document_holds_no_secret(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """However deep in it."""
+        facts = {"why": ["http://me:pw@host", {"x": "token=abc"}], "n": 1}
+        print_result("", facts, as_json=True)
+        printed = json.loads(capsys.readouterr().out)
+        assert printed == {
+            "schema_version": 2,
+            "why": ["http://host", {"x": "token=***"}],
+            "n": 1,
+        }
 
     def test_several_lines_are_given_as_such(self, capsys: pytest.CaptureFixture[str]) -> None:
         """A line break within one is of a name from outside, and only shown."""

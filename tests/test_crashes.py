@@ -11,6 +11,7 @@ from conftest import run_sweep
 from crash_sweep import SCENARIOS
 
 
+@pytest.mark.slow
 def test_a_killed_cycle_is_finished_by_the_next_run() -> None:
     """At a point and a random instant; the slow sample takes more, and all commands."""
     words = ("--scenario", "a cycle with a promotion", "--sample", "1", "--random", "1")

@@ -266,7 +266,7 @@ class TestWhatComesBack:
         training = load()
         example = trained(training, paths).input_example
         assert (list(example.columns), len(example)) == (["size", "colour"], 10)
-        rows = [training.read(path, 1)[0] for path in paths[:2]]
+        rows = [training.read(path)[0] for path in paths[:2]]
         assert example.equals(input_example(training, rows))
 
     @pytest.mark.slow
@@ -285,7 +285,7 @@ class TestWhatComesBack:
     ) -> None:
         """For reproducing a version."""
         training = load()
-        assert fit_on(training, paths[::-1], 3, 1.0).known == trained(training, paths).model.known
+        assert fit_on(training, paths[::-1], 3).known == trained(training, paths).model.known
         assert training.module.fitted[0] == training.module.fitted[-1]
 
 
@@ -353,6 +353,6 @@ class TestFirstEdition:
         assert found.out_of_fold["error"].to_dict() == expected["out_of_fold"]
         assert found.in_sample["error"].to_dict() == expected["in_sample"]
         assert found.importance.to_dict() == expected["importance"]
-        rows = [training.read(path, 200)[0] for path in paths]
+        rows = [training.read(path)[0] for path in paths]
         probabilities = [found.model.predict_proba(one)[:, 1].tolist() for one in rows]
         assert probabilities == expected["probabilities"]

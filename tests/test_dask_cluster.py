@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,13 @@ from conftest import FAST, ROOT, copy_home, free_port, script
 from sample_gts import write_recordings
 
 from retraining import cross_validation, dask_cluster
-from retraining.cross_validation import Resources
+from retraining.cross_validation import (
+    Fitter,
+    FoldResult,
+    Recording,
+    Resources,
+    _check_results,
+)
 from retraining.errors import PipelineError, TryLaterError, UsageError
 from retraining.kept_tables import KeptTables
 from retraining.settings import Settings
@@ -140,7 +147,7 @@ def assert_equal(one: TrainedModel, other: TrainedModel, folder: Path) -> None:
         assert getattr(one, name) == getattr(other, name)
     module = load_training_module(Settings())
     for path in sorted(folder.glob("*.csv")):
-        rows, _ = module.read(path, 1)
+        rows, _ = module.read(path)
         assert np.array_equal(one.model.predict_proba(rows), other.model.predict_proba(rows))
 
 
@@ -159,6 +166,7 @@ def during_the_fits(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None])
 class TestCluster:
     """A real scheduler and two real workers."""
 
+    @pytest.mark.slow
     def test_the_result_is_that_of_one_process(
         self, cluster: Cluster, recordings: Path, trained_here: TrainedModel
     ) -> None:
@@ -393,3 +401,80 @@ class TestNoCluster:
         monkeypatch.setitem(sys.modules, "distributed", None)
         with dask_cluster.joblib_backend(Settings(), load_training_module(Settings())) as backend:
             assert backend == "loky"
+
+
+class TestForeignCluster:
+    """Whoever runs the scheduler or a worker: at worst a night ends with a line."""
+
+    @pytest.fixture
+    def silent_scheduler(self) -> Iterator[str]:
+        """Give the address of a server that takes whatever it is sent, and says nothing."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+    @pytest.mark.slow
+    def test_a_silent_scheduler_is_left_in_time(
+        self, silent_scheduler: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its client would ask again for as long as it is told."""
+        pytest.importorskip("distributed", reason="dask is not installed: requirements-dask.txt")
+        monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 2)
+        settings = Settings(backend="dask", scheduler=silent_scheduler)
+        begun = time.monotonic()
+        with (
+            pytest.raises(TryLaterError, match="does not answer"),
+            dask_cluster.joblib_backend(settings, load_training_module(settings)),
+        ):
+            pass
+        assert time.monotonic() - begun < 20
+
+    @pytest.mark.slow
+    def test_a_worker_that_never_answers_is_left_in_time(
+        self, cluster: Cluster, recordings: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Stopped, not dead: its connection stays."""
+        monkeypatch.setattr(dask_cluster, "ANSWER_SECONDS", 5)
+        for worker in cluster.workers:
+            os.killpg(worker.pid, signal.SIGSTOP)
+        with pytest.raises(TryLaterError, match="no worker of the Dask scheduler"):
+            train(cluster.settings(), recordings)
+
+    @pytest.mark.slow
+    def test_a_result_that_never_comes_is_not_awaited(
+        self, cluster: Cluster, recordings: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All workers are there, and none of them computes."""
+
+        def stop() -> None:
+            for worker in cluster.workers:
+                os.killpg(worker.pid, signal.SIGSTOP)
+
+        during_the_fits(monkeypatch, stop)
+        with pytest.raises(TryLaterError, match="gave no result for 3 seconds"):
+            train(cluster.settings(task_timeout=3), recordings)
+
+    def test_what_is_no_result_is_refused(self) -> None:
+        """Another recording, an error below zero, no number, another type."""
+        fitter = Fitter(
+            reader=None,  # type: ignore[arg-type]
+            recordings=tuple(
+                Recording(Path(name), "", pd.DataFrame(), 1, "", "", was_known=True)
+                for name in ("a.csv", "b.csv")
+            ),
+            examples=pd.DataFrame(),
+            recording_of=np.array([0, 1]),
+            random_state=0,
+        )
+        tests = [np.array([0]), np.array([1])]
+
+        def results(error: Any, name: str = "b.csv") -> list[FoldResult]:
+            tables = [pd.DataFrame({"error": [1.0]}, index=["a.csv"])]
+            tables.append(pd.DataFrame({"error": [error]}, index=[name]))
+            return [FoldResult(None, table, None) for table in tables]
+
+        _check_results(fitter, results(0.0), tests)
+        for bad in (results(-1.0), results(float("nan")), results(float("inf")), results(1.0, "c")):
+            with pytest.raises(PipelineError, match="no result of its task"):
+                _check_results(fitter, bad, tests)
+        with pytest.raises(PipelineError, match="no result of its task"):
+            _check_results(fitter, [*results(1.0)[:1], "code"], tests)  # type: ignore[list-item]

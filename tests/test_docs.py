@@ -162,7 +162,7 @@ class TestReference:
         if field.default is None:
             assert f"the training module's `{field.name.upper()}`" in row
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
-            assert f" {field.default:g} " in row
+            assert f" {field.default:.15g} " in row
 
     def test_every_setting_of_the_settings_exists(self) -> None:
         """No row is left of one that went."""

@@ -78,6 +78,11 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     }
 
 
+def move_file(source: Path, folder: Path, name: str = "") -> Path:
+    """Move one file and return its new path."""
+    return files.move_files({source: name}, folder).moved[source]
+
+
 def fail_with(number: int) -> Callable[..., Any]:
     """Return a system call that always fails with this errno."""
 
@@ -557,7 +562,7 @@ class TestMove:
         (tmp_path / "to").mkdir()
         (tmp_path / "a.csv").write_bytes(b"abc")
         inode = (tmp_path / "a.csv").stat().st_ino
-        moved = files.move_file(tmp_path / "a.csv", tmp_path / "to", "b.csv")
+        moved = move_file(tmp_path / "a.csv", tmp_path / "to", "b.csv")
         assert moved == tmp_path / "to" / "b.csv"
         assert moved.stat().st_ino == inode
         assert everything_in(tmp_path) == {"to/b.csv": b"abc"}
@@ -567,7 +572,7 @@ class TestMove:
         (tmp_path / "to").mkdir()
         (tmp_path / "to" / "a.csv").write_bytes(b"old")
         (tmp_path / "a.csv").write_bytes(b"new")
-        files.move_file(tmp_path / "a.csv", tmp_path / "to")
+        move_file(tmp_path / "a.csv", tmp_path / "to")
         assert everything_in(tmp_path) == {"to/a.csv": b"old", "to/a-1.csv": b"new"}
 
     def test_a_name_taken_at_the_last_moment_is_not_overwritten(
@@ -585,7 +590,7 @@ class TestMove:
             return free
 
         monkeypatch.setattr(files, "free_name", free_name_then_taken)
-        files.move_file(tmp_path / "a.csv", tmp_path / "to")
+        move_file(tmp_path / "a.csv", tmp_path / "to")
         assert everything_in(tmp_path) == {"to/a.csv": b"theirs", "to/a-1.csv": b"ours"}
 
     def test_a_file_goes_whole_to_another_disk(self, tmp_path: Path, other_disk: Path) -> None:
@@ -595,7 +600,7 @@ class TestMove:
         source.chmod(0o640)
         os.utime(source, ns=(10**18, 10**18))
         (other_disk / "a.csv").write_bytes(b"old")
-        moved = files.move_file(source, other_disk)
+        moved = move_file(source, other_disk)
         assert everything_in(other_disk) == {"a.csv": b"old", "a-1.csv": b"abc"}
         assert not source.exists()
         assert (stat.S_IMODE(moved.stat().st_mode), moved.stat().st_mtime_ns) == (0o640, 10**18)
@@ -603,9 +608,9 @@ class TestMove:
     @pytest.mark.parametrize(
         ("module", "call", "failure", "message"),
         [
-            (shutil, "copyfile", fail_with(errno.ENOSPC), "No space left"),
+            (shutil, "copyfileobj", fail_with(errno.ENOSPC), "No space left"),
             (os, "fsync", fail_with(errno.EIO), "Input/output error"),
-            (shutil, "copyfile", lambda _source, copy: copy.write_bytes(b"ab"), "differs"),
+            (shutil, "copyfileobj", lambda _source, copy: copy.write(b"ab"), "differs"),
         ],
         ids=["disk full", "disk broken", "bytes lost"],
     )
@@ -624,7 +629,7 @@ class TestMove:
         with monkeypatch.context() as patch:
             patch.setattr(module, call, failure)
             with pytest.raises((OSError, PipelineError), match=message):
-                files.move_file(tmp_path / "a.csv", other_disk)
+                move_file(tmp_path / "a.csv", other_disk)
         assert (tmp_path / "a.csv").read_bytes() == b"abc"
         assert list(other_disk.iterdir()) == []
 
@@ -637,7 +642,7 @@ class TestMove:
         (tmp_path / "to" / "a.csv").write_bytes(b"old")
         (tmp_path / "a.csv").write_bytes(b"new")
         monkeypatch.setattr(os, "link", fail_with(number))
-        files.move_file(tmp_path / "a.csv", tmp_path / "to")
+        move_file(tmp_path / "a.csv", tmp_path / "to")
         assert everything_in(tmp_path) == {"to/a.csv": b"old", "to/a-1.csv": b"new"}
 
     @pytest.mark.parametrize("make", [lambda path: path.symlink_to("nowhere"), os.mkfifo])
@@ -648,7 +653,7 @@ class TestMove:
         (tmp_path / "to").mkdir()
         make(tmp_path / "a.csv")
         monkeypatch.setattr(os, "link", fail_with(errno.EPERM))
-        moved = files.move_file(tmp_path / "a.csv", tmp_path / "to")
+        moved = move_file(tmp_path / "a.csv", tmp_path / "to")
         assert os.path.lexists(moved)
         assert not os.path.lexists(tmp_path / "a.csv")
 
@@ -660,5 +665,5 @@ class TestMove:
         (tmp_path / "a.csv").write_bytes(b"abc")
         monkeypatch.setattr(os, "link", fail_with(errno.ENOSPC))
         with pytest.raises(OSError, match="No space left"):
-            files.move_file(tmp_path / "a.csv", tmp_path / "to")
+            move_file(tmp_path / "a.csv", tmp_path / "to")
         assert everything_in(tmp_path) == {"a.csv": b"abc"}

@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 
 import pytest
-from test_files import everything_in, fail_with
+from test_files import everything_in, fail_with, move_file
 
 from retraining import ground_truth
 from retraining.errors import PipelineError, TryLaterError
-from retraining.files import hash_bytes, move_file, waiting_names
+from retraining.files import hash_bytes, waiting_names
 from retraining.ground_truth import GroundTruthFile, Refusal
 from retraining.settings import Settings
 
@@ -255,6 +255,15 @@ class TestTrainingFolder:
         ):
             (settings.home / where / f"{where.removesuffix('_gts')}.csv").write_bytes(b"changed")
         assert list(settings.home.glob(f"{ground_truth.STAGING_PREFIX}*")) == []
+
+    def test_a_used_file_that_is_none_is_an_error(self, settings: Settings) -> None:
+        """It was learnt, so it is not left out without a word."""
+        os.mkfifo(settings.used_gts / "a.csv")
+        with (
+            pytest.raises(PipelineError, match=r"used_gts/a\.csv cannot be read; let it be a reg"),
+            ground_truth.training_folder(settings, [], {}),
+        ):
+            pass
 
     def test_a_recording_twice_in_used_gts_is_an_error(self, settings: Settings) -> None:
         """One copy would be tested by a model that was trained on the other."""

@@ -973,6 +973,7 @@ class TestCommandLine:
         assert document["schema_version"] == 2
         assert document["outcome"] == "healthy"
 
+    @pytest.mark.slow
     def test_quiet_prints_nothing(self, home: Path) -> None:
         """Nobody must look."""
         done = script("pipeline_orchestrator.py", "--quiet", *self.words(), home=home)

@@ -203,3 +203,21 @@ def test_an_unreachable_database_is_tried_later(season: Path) -> None:
     assert "does not answer" in done.stderr
     assert PASSWORD not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_query_that_never_ends_is_left(database: str, season: Path) -> None:
+    """Somebody holds a table: no read ever fails, and nothing comes."""
+    import psycopg
+
+    uri = with_driver(database)
+    command(season, uri, "register_first_model.py")
+    with psycopg.connect(database) as holder:
+        holder.execute("LOCK TABLE registered_models IN ACCESS EXCLUSIVE MODE")
+        begun = time.monotonic()
+        limits = {"PIPELINE_STORE_TIMEOUT": "3", "MLFLOW_TRACKING_URI": uri}
+        done = script("pipeline_orchestrator.py", home=season, **QUICK, **limits)
+        assert time.monotonic() - begun < 60
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert PASSWORD not in done.stderr
+    assert "Traceback" not in done.stderr

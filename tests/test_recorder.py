@@ -296,7 +296,7 @@ class TestArchiveBeforeIntake:
         assert archived <= {*manifest_of(settings, 3)}
         training = load_training_module(settings)
         for path in (lost / "used_gts").glob("new_*.csv"):
-            rows, _ = training.read(path, 100)
+            rows, _ = training.read(path)
             by_hand = training.errors(champion.model, [rows])["error"].iloc[0]
             assert errors[sha256(path)] == by_hand
 

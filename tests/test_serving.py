@@ -339,11 +339,68 @@ class TestRefusals:
                 reason.startswith(line.removesuffix("...").strip()) for reason in reasons
             ), line
         assert len(shown) == 7
+        assert "`the JSON is nested too deeply`" in SERVING
 
     def test_it_goes_on_after_refusals(self, served: Served) -> None:
         """A good request is answered."""
         served.post(b"", JSON)
         assert served.answer(split(ROWS), JSON) == served.model.predict(ROWS).tolist()
+
+
+UNREADABLE: dict[str, tuple[bytes, str | None, str]] = {
+    "deep": (b"[" * 100_000, JSON, "nested too deeply"),
+    "deep and whole": (
+        b'{"inputs": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        *(JSON, "nested too deeply"),
+    ),
+    "5,000 digits": (b'{"inputs": [' + b"1" * 5000 + b"]}", JSON, "cannot be read"),
+    "5,000 digits, charset": (b"1" * 5000, "application/json; charset=utf-8", "cannot be read"),
+    "5,000 digits, capitals": (b"1" * 5000, "Application/JSON", "cannot be read"),
+    "no Content-Type": (b"{}", None, "no Content-Type"),
+    "an empty Content-Type": (b"{}", "", "no Content-Type"),
+    "a large body": (b" " * 50_000_001, JSON, "at most 50000000 bytes"),
+}
+
+
+@pytest.fixture(scope="module")
+def checked(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Serve the same version by the line of docs/serving.md that checks requests."""
+    folder, port = tmp_path_factory.mktemp("checked"), free_port()
+    (line,) = [one for one in shell_lines(SERVING) if "serve_checked.py" in one]
+    script, uri, _ = shlex.split(line)[1:]
+    address = f"http://127.0.0.1:{port}"
+    words = [sys.executable, str(ROOT / script), uri, str(port)]
+    with running(words, environment(served.home), folder / "log"):
+        wait_for(f"{address}/ping")
+        yield Served(address, served.home, served.model)
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+class TestChecked:
+    """docs/serve_checked.py: who sends what nobody can read gets 4xx, and the server goes on."""
+
+    @pytest.mark.parametrize("case", UNREADABLE)
+    def test_what_nobody_can_read_is_refused(self, checked: Served, case: str) -> None:
+        """With the reason in `message`, as MLflow's own refusals have it."""
+        body, content_type, why = UNREADABLE[case]
+        answer = checked.post(body, content_type)
+        assert answer.status_code == (413 if case == "a large body" else 400), answer.text
+        assert why in answer.json()["message"]
+        assert checked.answer(split(ROWS), JSON) == checked.model.predict(ROWS).tolist()
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_the_answer_is_that_of_mlflows_server(self, checked: Served, way: str) -> None:
+        """In each form."""
+        write, content_type = WAYS[way]
+        expected = checked.model.predict(ROWS).tolist()
+        assert checked.answer(write(ROWS), content_type) == expected
+
+    @pytest.mark.parametrize("case", REFUSED)
+    def test_what_mlflow_refuses_is_refused_by_it(self, checked: Served, case: str) -> None:
+        """With its own words."""
+        body, content_type, status, reason = REFUSED[case]
+        answer = checked.post(body, content_type)
+        assert (answer.status_code, reason in answer.text) == (status, True), answer.text
 
 
 class TestManyAtOnce:
@@ -544,7 +601,12 @@ class TestDocuments:
         (start,) = [one for one in lines if one.startswith("mlflow models serve")]
         units = configparser.ConfigParser(interpolation=None, strict=False)
         units.read_string(service)
-        assert units["Service"]["ExecStart"] == f"{FOLDER}/.venv/bin/{start}"
+        (checked,) = [one for one in lines if "serve_checked.py" in one]
+        assert (
+            units["Service"]["ExecStart"] == f"{FOLDER}/{checked.replace('docs', f'{FOLDER}/docs')}"
+        )
+        words = start.split()
+        assert {words[words.index("-m") + 1], words[-1]} <= set(checked.split())
         (store,) = [one for one in lines if "MLFLOW_TRACKING_URI=" in one]
         assert f"Environment={store.removeprefix('export ')}\n" in service
         assert f"Environment=PATH={FOLDER}/.venv/bin:" in service
@@ -595,7 +657,12 @@ def register_a_version_of_the_new_season(home: Path, registry: Registry) -> tupl
     tags = {TAG_CYCLE: "second"}
     with registry.runs.open(RETRAINING_RUN, tags) as run_id:
         version = registry.versions.register(
-            trained, run_id=run_id, training=module, manifest=manifest, tags=tags
+            trained,
+            run_id=run_id,
+            training=module,
+            manifest=manifest,
+            out_of_fold=b"",
+            tags=tags,
         )
     return trained.model, str(version.number)
 

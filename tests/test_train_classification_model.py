@@ -1699,6 +1699,7 @@ class TestTraining:
         assert predicted(after.in_sample) != predicted(before.in_sample)
         assert after.mean_error > before.mean_error
 
+    @pytest.mark.slow
     def test_the_number_of_processes_does_not_change_the_result(self, sample_folder: Path) -> None:
         """With the default classifier, in this process and in two others."""
         alone, spread = (trained_on(sample_folder, n_folds=2, n_jobs=n_jobs) for n_jobs in (1, 2))
@@ -1775,6 +1776,7 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 class TestCommandLine:
     """The script trains the first model, once, and says what it did."""
 

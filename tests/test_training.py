@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from conftest import DOMAINS, Domain, both_modules, make_home, write_home
+from sample_gts import write_recordings
 
 import register_first_model
 from pipeline_orchestrator import main
 from retraining.errors import PipelineError
-from retraining.files import waiting_names
+from retraining.files import UnusableFile, waiting_names
 from retraining.registry import open_registry
 from retraining.settings import Settings
 from retraining.training import CONTRACT, NEEDED, Entry, Training, load_training_module
@@ -93,6 +95,49 @@ def refusal(path: Path) -> str:
         load(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+class TestLimits:
+    """A recording that would take memory or time without end is refused first."""
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    @pytest.mark.parametrize(("n_rows", "is_read"), [(3, True), (4, False)])
+    def test_rows_are_counted_before_the_module_sees_them(
+        self, monkeypatch: pytest.MonkeyPatch, end: str, n_rows: int, is_read: bool
+    ) -> None:
+        """By line ends, whichever they are; also of a file that nobody has checked."""
+        training = load_training_module(Settings(max_rows=3))
+        content = end.join(["head", *["row"] * n_rows, ""]).encode()
+        seen: list[str] = []
+        for name in ("parse_ground_truth", "parse_unlabelled"):
+            monkeypatch.setattr(training.module, name, lambda *_, name=name: seen.append(name))
+        for parse in (training.parse, training.parse_unlabelled):
+            with pytest.raises((PipelineError, UnusableFile)) as caught:
+                parse(content, "a.csv")
+            if not is_read:
+                assert str(caught.value) == "holds more than 3 rows; split it or raise --max-rows"
+        assert seen == (["parse_ground_truth", "parse_unlabelled"] if is_read else [])
+
+    @pytest.mark.parametrize(("n_objects", "is_read"), [(2, True), (3, False)])
+    def test_objects_are_counted_before_anything_is_made_of_them(
+        self, tmp_path: Path, n_objects: int, is_read: bool
+    ) -> None:
+        """As many as the module's OBJECT_COLUMN tells apart."""
+        (path,) = write_recordings(tmp_path, 1)
+        rows = pd.read_csv(path)
+        rows = rows[rows["object_id"].isin(rows["object_id"].unique()[:n_objects])]
+        rows.to_csv(path, index=False)
+        training = load_training_module(Settings(max_objects=2))
+        if is_read:
+            assert len(training.read(path)[0]) == len(rows)
+            return
+        with pytest.raises(UnusableFile, match="more than 2 objects; split it or raise --max-obj"):
+            training.read(path)
+
+    def test_another_process_keeps_them(self) -> None:
+        """Wherever a recording is read."""
+        training = load_training_module(Settings(max_rows=3))
+        assert pickle.loads(pickle.dumps(training)).limits == Settings(max_rows=3).limits
 
 
 class TestLoading:

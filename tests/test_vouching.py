@@ -15,11 +15,12 @@ import pytest
 from conftest import BATCH, FAST, OLD_SEASON_FILES, ROOT, make_home
 from sample_gts import write_recordings
 
+from retraining.commands.trust import trust
 from retraining.errors import PipelineError, TryLaterError
 from retraining.files import hash_bytes
 from retraining.journal import JOURNAL_NAME, Home, Journal, Vouch
 from retraining.registry import open_registry
-from retraining.registry.stored_models import StoredModels, folder_digest
+from retraining.registry.stored_models import StoredModels, folder_digest, older_folder_digest
 from retraining.settings import Settings
 from retraining.vouching import seed, vouch_for
 
@@ -92,7 +93,7 @@ def test_a_home_of_the_first_edition_is_vouched_for(
         version = registry.versions.get(number)
         assert vouch.run_id == version.run_id
         with registry.models.verified_files(version) as folder:
-            assert vouch.artifact_sha256 == folder_digest(folder)
+            assert vouch.artifact_sha256 == older_folder_digest(folder)
         manifest = registry.runs.artifact(version.run_id, "training_files.json")
         assert manifest is not None
         assert vouch.manifest_sha256 == hash_bytes(manifest)
@@ -121,8 +122,9 @@ class TestSeeding:
         version = open_registry(settings).versions.get(1)
         folder = artifact(old_home, "model.skops").parent
         manifest = artifact(old_home, "training_files.json").read_bytes()
+        digests = (folder_digest(folder), hash_bytes(manifest))
         assert vouch == Vouch(
-            1, folder_digest(folder), hash_bytes(manifest), version.run_id, settings.model_name
+            1, *digests, version.run_id, settings.model_name, version.tags["version_sha256"]
         )
 
     def test_it_happens_once(
@@ -188,7 +190,7 @@ class TestSeeding:
 
         settings = settings_of(old_home)
         with monkeypatch.context() as patch:
-            patch.setattr(StoredModels, "verified_files", fail)
+            patch.setattr(StoredModels, "registered_files", fail)
             with pytest.raises(TryLaterError):
                 seeded(settings)
         assert not (old_home / JOURNAL_NAME).exists()
@@ -246,10 +248,9 @@ class TestVouching:
     def test_what_does_not_verify_is_refused(self, old_home: Path, settings_of: SettingsOf) -> None:
         """Nothing is remembered of it."""
         settings = settings_of(old_home)
-        registry = open_registry(settings)
         artifact(old_home, "model.skops").write_bytes(b"")
         with pytest.raises(PipelineError, match="are not those that were registered"):
-            vouch_for(settings, registry, registry.versions.get(1))
+            trust(settings, 1, "a test")
         assert Journal(old_home).read().all(Vouch) == []
 
     def test_a_number_that_is_given_again_is_vouched_for_again(

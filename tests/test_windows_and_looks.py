@@ -102,6 +102,7 @@ class TestLooks:
         assert result.outcome is Outcome.NOT_PROMOTED
         return home
 
+    @pytest.mark.slow
     def test_another_setting_or_seed_is_a_repeated_look_and_half_as_good(
         self, lost: Path, settings_of: SettingsOf
     ) -> None:

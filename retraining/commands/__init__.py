@@ -15,6 +15,7 @@ from retraining.commands import (
     requeue,
     rollback,
     status,
+    trust,
     upgrade_store,
     withdraw,
 )
@@ -25,6 +26,7 @@ COMMANDS = (
     check.COMMAND,
     history.COMMAND,
     rollback.COMMAND,
+    trust.COMMAND,
     requeue.COMMAND,
     correct.COMMAND,
     withdraw.COMMAND,

@@ -238,9 +238,11 @@ def _read_everything(examination: Examination) -> dict[Path, str]:
         stop_request.obey()
         try:
             with examination.timed("read"):
-                rows, _ = training.read(path, settings.max_file_mb)
+                rows, _ = training.read(path)
             observations[path] = observe(training, rows)
             sessions[path] = training.session(rows) or path.name
+        except FileNotFoundError:  # whoever may drop files may take them away
+            continue
         except ValueError as error:
             bad.append(f"{path.parent.name}/{unreadable_file(path.name, error)}")
         except TryLaterError:
@@ -311,7 +313,7 @@ def _cross_validates(
             sample,
             n_folds=n_folds,
             random_state=settings.random_state,
-            resources=Resources(n_jobs=settings.n_jobs, max_file_mb=settings.max_file_mb),
+            resources=Resources(n_jobs=settings.n_jobs),
         )
         # Its first rows are stored with a model, and it has to predict them.
         training.predict(trained.model, trained.input_example)
@@ -359,8 +361,8 @@ def _examine_model(examination: Examination, paths: Sequence[Path]) -> None:
 def _prepared(examination: Examination, paths: Sequence[Path]) -> Sample:
     import pandas as pd
 
-    training, max_mb = examination.training, examination.settings.max_file_mb
-    all_rows = [training.read(path, max_mb)[0] for path in paths]
+    training = examination.training
+    all_rows = [training.read(path)[0] for path in paths]
     tables = []
     for rows in all_rows:
         with examination.timed("examples"):
@@ -469,9 +471,7 @@ def _fitted_beside(examination: Examination, sample: Sample) -> list[str]:
     """Fit in another process; return what its model says."""
     settings = examination.settings
     try:
-        return fitted_beside(
-            examination.training, sample.paths, settings.random_state, settings.max_file_mb
-        )
+        return fitted_beside(examination.training, sample.paths, settings.random_state)
     except DoesNotFit as error:
         examination.add(f"it does not fit {BESIDE}: {error}; {FROM_ITS_ARGUMENTS}")
     return []

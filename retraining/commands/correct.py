@@ -51,7 +51,7 @@ def correct(settings: Settings, names: Sequence[str]) -> list[str]:
         registry, training = open_registry(settings), load_training_module(settings)
         journal = Journal(settings.home)
         known = KnownRecordings.of(settings.home, training)
-        learnt = registry.versions.manifest(registry.production.champion()).names
+        learnt = registry.learnt_by(registry.production.champion()).names
         found = intake.take_in(
             settings, training, known, journal.read(), intake.Learnt(learnt), stood_for=paths
         )
@@ -61,6 +61,7 @@ def correct(settings: Settings, names: Sequence[str]) -> list[str]:
         done = {settings.home / one.source for one in made}
         new = [one.path for one in found.files if one.path in paths and one.path not in done]
         done |= {*new}
+        ground_truth.check_reasons(settings, new)
         for refusal in found.refusals:
             if settings.new_gts / refusal.name in set(paths) - done:
                 raise PipelineError(
@@ -92,9 +93,12 @@ def _check_one_for_each(made: Sequence[Replaced]) -> None:
 
 
 def _find(settings: Settings, name: str) -> Path:
+    problem = ground_truth.rejected_problem(settings)
+    if problem:
+        raise PipelineError(problem)
     for folder in (settings.rejected_gts, settings.new_gts):
         path = folder / name
-        if path.is_file() and path.name == name:
+        if path.name == name and path.is_file() and not path.is_symlink():
             return path
     raise PipelineError(f"there is no {name!r} in new_gts/rejected/ or new_gts/")
 

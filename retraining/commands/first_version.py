@@ -63,12 +63,12 @@ def make_production(
         with registry.runs.open(FIRST_RUN, tags) as run_id:
             registry.runs.log(run_id, first.record)
             version = first.store(run_id, tags)
+        vouching.vouch_for(settings, registry, version)
         registry.models.load_and_try(version, training)
         today = datetime.date.today().isoformat()
         registry.versions.describe(
             version.number, f"first model {first.source}, registered {today}: {first.measured}"
         )
-        vouching.vouch_for(settings, registry, version)
         registry.production.move_to(
             version.number,
             replaces=replaces,

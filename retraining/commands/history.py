@@ -9,6 +9,7 @@ from typing import Any
 
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, UsageError
+from retraining.journal import Journal, Vouch
 from retraining.registry import open_registry
 from retraining.registry.facts import Change
 from retraining.settings import Settings, check_home
@@ -27,7 +28,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def _work(settings: Settings, options: argparse.Namespace) -> int:
     changes = history(settings)
     if options.at is None:
-        lines, facts = [change_line(one) for one in changes], {"changes": changes}
+        trusted = trusted_versions(settings)
+        lines = [change_line(one) for one in changes] + [trust_line(one) for one in trusted]
+        facts: dict[str, Any] = {"changes": changes, "trusted": trusted}
     else:
         lines, facts = _answer(changes, options.at)
     print_result(lines, facts, as_json=options.json)
@@ -60,6 +63,20 @@ def history(settings: Settings) -> list[dict[str, Any]]:
         }
         changes.insert(0, unrecorded)
     return changes
+
+
+def trusted_versions(settings: Settings) -> list[dict[str, Any]]:
+    """Return which versions people told this home to trust, the newest word first."""
+    return [
+        {"at": one.at, "version": one.version, "who": one.who, "reason": one.reason}
+        for one in reversed(Journal(settings.home).read().all(Vouch))
+        if one.reason and one.model_name == settings.model_name
+    ]
+
+
+def trust_line(trusted: Mapping[str, Any]) -> str:
+    """Return one word of trust as a line for a person."""
+    return f"{trusted['at']}  trusted: {trusted['version']}  {trusted['who']}  {trusted['reason']}"
 
 
 def _facts(change: Change) -> dict[str, Any]:

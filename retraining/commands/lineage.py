@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retraining import records
+from retraining import ground_truth, records
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError
-from retraining.files import hash_file
+from retraining.files import UnusableFile, hash_file, hash_regular_file
 from retraining.journal import Journal, Memory, Replaced, WithdrawalUndone, Withdrawn
 from retraining.registry import open_registry
 from retraining.settings import Settings, check_home
@@ -97,13 +98,14 @@ def _changes(memory: Memory, contents: Sequence[str]) -> list[str]:
 
 def _find(settings: Settings, file: str, memory: Memory) -> tuple[Path, str]:
     """Return the path of a recording, where it is or was, and its content."""
-    folders = (
-        *(settings.used_gts, settings.new_gts, settings.rejected_gts),
-        *(settings.replaced_gts, settings.withdrawn_gts),
-    )
-    for path in (Path(file), *(folder / file for folder in folders)):
-        if path.is_file():
-            return path.absolute(), hash_file(path)
+    folders = [settings.used_gts, settings.new_gts, settings.replaced_gts, settings.withdrawn_gts]
+    if not ground_truth.rejected_problem(settings):
+        folders.append(settings.rejected_gts)
+    if Path(file).is_file():
+        return Path(file).absolute(), hash_file(Path(file))
+    for path in (folder / file for folder in folders):
+        with contextlib.suppress(FileNotFoundError, UnusableFile):
+            return path.absolute(), hash_regular_file(path)
     for one in reversed(memory.withdrawn().values()):
         if one.name == file:
             return settings.home / one.folder / one.name, one.sha256

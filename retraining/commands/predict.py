@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import math
+import numbers
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +18,7 @@ from retraining.errors import EXIT_DONE, EXIT_ERROR, PipelineError, stop_request
 from retraining.files import read_regular_file
 from retraining.registry import open_registry
 from retraining.settings import Settings
-from retraining.text import printable
+from retraining.text import line_start, printable
 from retraining.training import FILE, Training, load_training_module, unreadable_file
 
 if TYPE_CHECKING:
@@ -22,22 +26,31 @@ if TYPE_CHECKING:
 
 PROBABILITY = "probability"
 """Column of a module's verdicts that is written with four decimals."""
-STARTS_OF_FORMULAS = ("=", "+", "-", "@")
+FORMULA = re.compile(r"(^|;)(?=[\s'\"]*[=+\-@\uff1d\uff0b\uff0d\uff20])")
+"""What a spreadsheet may take for one: also after spaces, in full width, after its separator ;."""
+NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
+KINDS_OF_NUMBERS_AND_TIMES = "biufmM"
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="one recording")
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="text as it is, for a program: a spreadsheet would run what looks like a formula",
+    )
 
 
 def _work(settings: Settings, options: argparse.Namespace) -> int:
-    return predict(settings, options.files)
+    # What a terminal obeys is never printed on one.
+    return predict(settings, options.files, raw=options.raw and not sys.stdout.isatty())
 
 
-def predict(settings: Settings, files: list[str]) -> int:
+def predict(settings: Settings, files: list[str], *, raw: bool = False) -> int:
     """Print the verdicts of one file after the other; a bad one is a line and exit status 1.
 
-    Verdicts go to standard output as CSV, for programs; what is said of each file to standard
-    error, for people.
+    Verdicts go to standard output as CSV, `raw` or harmless in a spreadsheet; what is said of each
+    file to standard error, for people.
 
     Raises
     ------
@@ -59,12 +72,13 @@ def predict(settings: Settings, files: list[str]) -> int:
             what = getattr(error, "strerror", None) or error
             exit_status = _refuse(unreadable_file(file, what))
             continue
-        own_header, table = _as_csv(verdicts)
+        own_header, table = as_csv(verdicts, raw=raw)
         if header and own_header != header:
-            raise training.breach(f"verdicts has other columns for {printable(file)}: {own_header}")
+            columns = printable(own_header)
+            raise training.breach(f"verdicts has other columns for {printable(file)}: {columns}")
         _write_out(table if header else f"{own_header}\n{table}")
         header = own_header
-        _say(f"{printable(file)}: {in_words(training, rows, verdicts)}")
+        _say(f"{line_start(file)}: {in_words(training, rows, verdicts)}")
     return exit_status
 
 
@@ -96,39 +110,41 @@ def in_words(training: Training, rows: pd.DataFrame, verdicts: pd.DataFrame) -> 
     if say is None:
         return f"{len(rows)} rows"
     with training.mistakes_told("verdicts_in_words"):
-        return printable(say(rows, verdicts))
+        return str(say(rows, verdicts))
 
 
-def _as_csv(verdicts: pd.DataFrame) -> tuple[str, str]:
-    """Return the header and the lines of a table that any program may open."""
+def as_csv(verdicts: pd.DataFrame, *, raw: bool = False) -> tuple[str, str]:
+    """Return the header and the lines of a table; any program may open it unless it is raw."""
     import pandas as pd
 
-    table = pd.DataFrame({str(name): _cells(verdicts[name]) for name in verdicts})
-    header = table.iloc[:0].to_csv(index=False).strip("\n")
-    return printable(header), table.to_csv(index=False, header=False)
+    cell = str if raw else _harmless
+    table = pd.DataFrame({cell(str(name)): _cells(verdicts[name], cell) for name in verdicts})
+    # A bare carriage return would begin a line of its own.
+    quoting: Any = csv.QUOTE_NONNUMERIC if raw else csv.QUOTE_MINIMAL
+    header = table.iloc[:0].to_csv(index=False, quoting=quoting).removesuffix("\n")
+    return header, table.to_csv(index=False, header=False, quoting=quoting)
 
 
-def _cells(column: pd.Series[Any]) -> Any:
-    if column.name == PROBABILITY:
+def _cells(column: pd.Series[Any], as_text: Callable[[str], str]) -> Any:
+    import pandas as pd
+
+    kind = column.dtype.kind
+    if column.name == PROBABILITY and kind == "f":
         return ["" if math.isnan(share) else f"{share:.4f}" for share in column]
-    if column.dtype.kind in "biuf":
+    if kind in KINDS_OF_NUMBERS_AND_TIMES:
         return column.to_numpy()
-    return [_harmless(cell) if isinstance(cell, str) else cell for cell in column]
+    missing = column.isna()
+    cells = [
+        one if lacks or isinstance(one, numbers.Number | pd.Timestamp) else as_text(str(one))
+        for one, lacks in zip(column, missing, strict=True)
+    ]
+    return pd.Series(cells, dtype=object)
 
 
 def _harmless(text: str) -> str:
     """Return a text without control characters, which no spreadsheet takes for a formula."""
     shown = printable(text)
-    is_formula = shown.startswith(STARTS_OF_FORMULAS) and not _is_number(shown)
-    return f"'{shown}" if is_formula else shown
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return shown if NUMBER.fullmatch(shown) else FORMULA.sub(r"\1'", shown)
 
 
 def _refuse(message: str) -> int:
@@ -137,7 +153,7 @@ def _refuse(message: str) -> int:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"{message}\n")
+    sys.stderr.write(f"{printable(message)}\n")
 
 
 def _write_out(text: str) -> None:

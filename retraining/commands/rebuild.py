@@ -22,7 +22,7 @@ def rebuild(task: dict[str, Any]) -> dict[str, Any]:
     task
         `code` (folder), `module` (name), `package` (folder of `retraining`), `recordings` (folder),
         `stored` (skops file), `columns` (of the model), `n_folds`, `random_state`, `n_jobs` and
-        `max_file_mb`.
+        `limits` (of a recording).
 
     Returns
     -------
@@ -65,11 +65,12 @@ def _trained(module: Any, paths: list[Path], task: dict[str, Any]) -> Any:
     if hasattr(module, "fit"):
         from retraining.cross_validation import fit_on
         from retraining.files import hash_file
+        from retraining.settings import Limits
         from retraining.training import Training
 
         code = Path(module.__file__)
-        training = Training(module, code, hash_file(code))
-        return fit_on(training, paths, task["random_state"], task["max_file_mb"])
+        training = Training(module, code, hash_file(code), Limits(**task["limits"]))
+        return fit_on(training, paths, task["random_state"])
     # A version from before modules stopped to split and score by themselves.
     train = module.train_classification_model
     given = {name: task[name] for name in ("n_folds", "random_state")}

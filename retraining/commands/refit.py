@@ -7,6 +7,7 @@ a JSON file with the keys of `main`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -20,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # beside this file stand modules with common names
     sys.path[:] = json.loads(Path(sys.argv[1]).read_bytes())["sys_path"]
 
+from retraining.confined import last_line
 from retraining.errors import stop_request
 from retraining.files import hash_bytes
-from retraining.registry.packaged import last_line
 from retraining.settings import Settings
 from retraining.text import printable
 from retraining.training import Training, load_training_module
@@ -102,9 +103,7 @@ def environment_watched(path: Path) -> Iterator[set[str]]:
 # --- In another one ---
 
 
-def fitted_beside(
-    training: Training, paths: Sequence[Path], random_state: int, max_file_mb: float
-) -> list[str]:
+def fitted_beside(training: Training, paths: Sequence[Path], random_state: int) -> list[str]:
     """Fit in a process of its own; return what its model says of each recording.
 
     Raises
@@ -119,7 +118,7 @@ def fitted_beside(
             "module": str(training.path),
             "recordings": [str(path) for path in paths],
             "random_state": random_state,
-            "max_file_mb": max_file_mb,
+            "limits": dataclasses.asdict(training.limits),
             "answers": str(folder / "answers.json"),
         }
         (folder / "task.json").write_text(json.dumps(task))
@@ -150,12 +149,12 @@ def main() -> int:
     from retraining.cross_validation import fit_on
 
     task = json.loads(Path(sys.argv[1]).read_bytes())
-    training = load_training_module(Settings(training_module=task["module"]))
-    paths, max_file_mb = [Path(name) for name in task["recordings"]], task["max_file_mb"]
+    training = load_training_module(Settings(training_module=task["module"], **task["limits"]))
+    paths = [Path(name) for name in task["recordings"]]
     _seed_global_numbers()
     with threadpool_limits(limits=1):
-        model = fit_on(training, paths, task["random_state"], max_file_mb)
-        read = (training.read(path, max_file_mb)[0] for path in paths)
+        model = fit_on(training, paths, task["random_state"])
+        read = (training.read(path)[0] for path in paths)
         answers = [answers_of(training, model, rows) for rows in read]
     Path(task["answers"]).write_text(json.dumps(answers))
     return 0

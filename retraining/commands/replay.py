@@ -33,7 +33,6 @@ from retraining.journal import Arrival, Journal
 from retraining.outcome import Outcome
 from retraining.registry import open_registry
 from retraining.registry.facts import (
-    OUT_OF_FOLD_FILE,
     TAG_CODE,
     TAG_METRIC,
     TAG_MODULE,
@@ -396,15 +395,18 @@ def _begin(settings: Settings, training: Training, origin: Origin) -> int:
 
     def store(run_id: str, tags: Mapping[str, str]) -> RegisteredVersion:
         return registry.versions.adopt(
-            origin.files, run_id=run_id, manifest=origin.manifest, tags={**of_module, **tags}
+            origin.files,
+            run_id=run_id,
+            manifest=origin.manifest,
+            out_of_fold=json.dumps(dict(errors)).encode() if errors else b"",
+            tags={**of_module, **tags},
         )
 
     errors = origin.out_of_fold
     mean_error = sum(errors.values()) / len(errors) if errors else None
-    files = {OUT_OF_FOLD_FILE: json.dumps(dict(errors)).encode()} if errors else {}
     first = FirstVersion(
         store=store,
-        record=RunRecord(files=files),
+        record=RunRecord(),
         source=f"version {origin.number} of a home",
         measured="errors not known"
         if mean_error is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import tempfile
@@ -12,16 +13,18 @@ from typing import Any
 
 from retraining import ground_truth
 from retraining.command_line import Command, print_result
+from retraining.confined import run_confined
 from retraining.errors import EXIT_DONE, EXIT_ERROR, PipelineError, TryLaterError
 from retraining.files import hash_file, link_or_copy
 from retraining.journal import Journal
 from retraining.registry import open_registry
 from retraining.registry.facts import TAG_MODULE, Manifest, RegisteredVersion
-from retraining.registry.packaged import columns_of_version, run_beside
+from retraining.registry.packaged import columns_of_version
 from retraining.registry.stored_models import MODEL_FILE
 from retraining.settings import SCRIPTS, Settings, check_home
 
 SHOWN_NAMES = 5
+RESULT = {"recordings", "predictions", "different", "probabilities", "largest_difference"}
 REBUILD = Path(__file__).with_name("rebuild.py")
 
 logger = logging.getLogger("pipeline")
@@ -82,10 +85,10 @@ def reproduce(settings: Settings, number: int) -> dict[str, Any]:
             "stored": str(files / MODEL_FILE),
             "columns": [*required, *optional],
             "n_jobs": settings.n_jobs,
-            "max_file_mb": settings.max_file_mb,
+            "limits": dataclasses.asdict(settings.limits),
             **trained_with,
         }
-        result = _rebuilt(folder, number, task, len(manifest.files))
+        result = _rebuilt(settings, folder, number, task, len(manifest.files))
         packages = _other_packages(files)
     return {
         "version": number,
@@ -108,8 +111,9 @@ def _packaged_module(version: RegisteredVersion, files: Path) -> str:
 def _gather(settings: Settings, number: int, manifest: Manifest, folder: Path) -> None:
     """Collect the recordings of a manifest under the names that they were trained on with."""
     places: dict[str, Path] = {}
+    rejected = [] if ground_truth.rejected_problem(settings) else [settings.rejected_gts]
     for place in (
-        *(settings.rejected_gts, settings.withdrawn_gts, settings.replaced_gts),
+        *(*rejected, settings.withdrawn_gts, settings.replaced_gts),
         *(settings.new_gts, settings.used_gts),
     ):
         if place.is_dir():
@@ -151,17 +155,23 @@ def _gather(settings: Settings, number: int, manifest: Manifest, folder: Path) -
 
 
 def _rebuilt(
-    folder: Path, number: int, task: Mapping[str, Any], n_recordings: int
+    settings: Settings, folder: Path, number: int, task: Mapping[str, Any], n_recordings: int
 ) -> dict[str, Any]:
     """Let another process, which finds the version's own code first, do the task."""
     (folder / "task.json").write_text(json.dumps(task))
     logger.info("training version %d again on %d recordings", number, n_recordings)
-    run_beside(
+    run_confined(
         [str(REBUILD), str(folder / "task.json")],
+        settings,
         f"version {number} cannot be trained again with its own code",
         "install the packages of its requirements.txt in another environment and try there",
     )
-    result = json.loads((folder / "result.json").read_bytes())
+    try:
+        result = json.loads((folder / "result.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise PipelineError(f"the code of version {number} gave no result: {error}") from error
+    if not isinstance(result, dict) or not (result.keys() >= RESULT or "types" in result):
+        raise PipelineError(f"the code of version {number} gave no result")
     if "types" in result:
         stored, trained = result["types"]
         raise PipelineError(

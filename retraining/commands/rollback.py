@@ -52,8 +52,8 @@ def rollback(settings: Settings, to: int | None) -> str:
         training = load_training_module(settings)
         version = registry.versions.get(number)
         registry.models.load_and_try(version, training)
+        vouching.seed(settings, registry)
         with recovery.unfinished_until_done(settings, "rollback") as cycle_id:
-            _vouch_if_it_verifies(settings, registry, version)
             run_id = registry.production.move_to(
                 number,
                 replaces=now,
@@ -72,23 +72,11 @@ def rollback(settings: Settings, to: int | None) -> str:
 def _archive(settings: Settings, registry: Registry, version: RegisteredVersion) -> None:
     """Archive what the version learnt; a person may go back to one that does not say it."""
     try:
-        recovery.archive(settings, registry.versions.manifest(version).names)
+        recovery.archive(settings, registry.learnt_by(version).names)
     except TryLaterError:
         raise
     except PipelineError as error:
         logger.warning("nothing archived: %s", error)
-
-
-def _vouch_if_it_verifies(
-    settings: Settings, registry: Registry, version: RegisteredVersion
-) -> None:
-    """Vouch for the version; a person may go back to one of which less is known."""
-    try:
-        vouching.vouch_for(settings, registry, version)
-    except TryLaterError:
-        raise
-    except PipelineError as error:
-        logger.warning("this home does not vouch for version %d: %s", version.number, error)
 
 
 COMMAND = Command("rollback", "make an earlier version production again", _add_flags, _work)

@@ -12,7 +12,7 @@ from retraining import ground_truth, notices, records, recovery
 from retraining.command_line import Command, print_result
 from retraining.cycle import threshold_of
 from retraining.errors import EXIT_DONE, EXIT_ERROR, PipelineError, TryLaterError
-from retraining.files import waiting_names
+from retraining.files import is_open_to_others, waiting_names
 from retraining.ground_truth import PARKED
 from retraining.inventory import Inventory, take_inventory
 from retraining.journal import Journal, Memory
@@ -63,9 +63,11 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
     past = Past.of(memory, settings.model_name, champion.number, champion.run_id)
     stuck = records.stuck_text(settings, champion.number, past)
     inventory = _inventory(settings, registry, champion, memory)
-    problems = [overdue, _failed(last_run), stuck or _degraded(monitored, champion)]
+    problems = [overdue, _failed(last_run), _foreign(registry, champion)]
+    problems += [stuck or _degraded(monitored, champion)]
     problems += [_still_above(past, champion, monitored)]
     problems += inventory.unexplained
+    problems += [ground_truth.rejected_problem(settings), open_to_others(settings)]
     return {
         "production": champion.number,
         "production_since": _production_since(registry, champion),
@@ -116,14 +118,10 @@ def _still_above(
     past: Past, champion: RegisteredVersion, monitored: Sequence[MonitoredBatch]
 ) -> str:
     """Say that production was above the threshold when it was promoted, until it is judged."""
-    promoted = [
-        one
-        for one in past.looks
-        if one.promote and one.challenger == champion.number and one.version != champion.number
-    ]
-    if not promoted or past.last(champion.number):
+    look = past.promotion_of(champion.number)
+    if look is None or past.last(champion.number):
         return ""
-    look, unit = promoted[-1], monitored[0].unit if monitored else ""
+    unit = monitored[0].unit if monitored else ""
     if not look.challenger_mean_error > look.threshold:
         return ""
     return (
@@ -131,6 +129,27 @@ def _still_above(
         f"{error_text(look.challenger_mean_error, unit)}, still above the threshold of "
         f"{look.threshold:g} {unit}; add recordings or improve the training module"
     )
+
+
+def open_to_others(settings: Settings) -> str:
+    """Say which folders other users can write to; new_gts/ is for others."""
+    ours = [settings.home, *(one for one in settings.folders if one != settings.new_gts)]
+    found = [str(one) for one in ours if one.is_dir() and is_open_to_others(one)]
+    if not found:
+        return ""
+    return (
+        f"other users can write to {', '.join(found)}, and so decide what is learnt and served: "
+        f"let the pipeline's user own it, and chmod go-w {shlex.join(found)}"
+    )
+
+
+def _foreign(registry: Registry, champion: RegisteredVersion) -> str:
+    """Say that the next run will refuse production."""
+    try:
+        registry.vouches.check(champion)
+    except PipelineError as error:
+        return str(error)
+    return ""
 
 
 def _inventory(

@@ -26,6 +26,7 @@ from retraining.files import (
     WRITABLE_BY_OTHERS,
     UnusableFile,
     hash_file,
+    make_folder,
     open_regular,
     waiting_names,
     written_whole,
@@ -37,7 +38,10 @@ from retraining.training import ERROR, TrainedModel, Training, load_training_mod
 if TYPE_CHECKING:
     import pandas as pd
 
-USED_SETTINGS = ("home", "n_folds", "random_state", "n_jobs", "max_file_mb")
+USED_SETTINGS = (
+    *("home", "n_folds", "random_state", "n_jobs"),
+    *("max_file_mb", "max_rows", "max_objects"),
+)
 ERRORS_SUFFIX = ".out_of_fold.json"
 OWNER_ONLY = 0o600
 NEVER_SEEN = "each recording scored by a model that never saw it"
@@ -124,7 +128,7 @@ def train_on_folder(
     if not folder.is_dir():
         raise PipelineError(f"{folder} is not a folder; name the folder of your ground truth files")
     paths = [folder / name for name in waiting_names(folder)]
-    reader = Reader(training, None, settings.max_file_mb)
+    reader = Reader(training, None)
     lacking = too_few_recordings(reader, paths, settings.n_folds)
     if lacking:
         raise PipelineError(f"{folder} holds {lacking}")
@@ -135,7 +139,7 @@ def train_on_folder(
         paths,
         n_folds=settings.n_folds,
         random_state=settings.random_state,
-        resources=Resources(n_jobs=settings.n_jobs, max_file_mb=settings.max_file_mb),
+        resources=Resources(n_jobs=settings.n_jobs),
         twins=intake.twins(known, {sha256: name for name, sha256 in hashes.items()}),
     )
     if {path.name: hash_file(path) for path in paths} != hashes:
@@ -153,7 +157,7 @@ def _write(path: Path, trained: TrainedModel) -> None:
     """Write the pickle, whole or not at all."""
     import joblib
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with written_whole(path, mode=OWNER_ONLY) as temporary:
         joblib.dump(trained.model, temporary)
 

@@ -13,7 +13,7 @@ from typing import Any
 from retraining import ground_truth, recovery
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError
-from retraining.files import exclusive_lock, free_name, hash_file
+from retraining.files import UnusableFile, exclusive_lock, free_name, hash_regular_file
 from retraining.journal import Journal, WithdrawalUndone, Withdrawn, who
 from retraining.registry import Registry, open_registry
 from retraining.registry.facts import NotInRegistry
@@ -166,7 +166,7 @@ class _House:
             path = folder / wanted.name
             is_there = path.is_file() and not path.is_symlink()
             if is_there and str(wanted.parent) in (".", folder.name):
-                return _Found(hash_file(path), path, folder.name)
+                return _Found(_hash(path), path, folder.name)
         for entry in self.withdrawn.values():
             if wanted.name == entry.name:
                 return self._find_withdrawn(entry)
@@ -187,6 +187,13 @@ class _House:
             f"{entry.name} was withdrawn on {entry.at[:10]} already, {kept} is kept; nothing was "
             "changed"
         )
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hash_regular_file(path)
+    except UnusableFile as error:
+        raise PipelineError(f"{path} {error}; nothing was changed") from error
 
 
 def undo(settings: Settings, names: Sequence[str]) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from retraining.registry.facts import Manifest, RegisteredVersion
 from retraining.registry.judgements import Judgements
 from retraining.registry.production import Production
 from retraining.registry.runs import Runs
 from retraining.registry.store import connect
 from retraining.registry.stored_models import StoredModels
 from retraining.registry.versions import Versions
+from retraining.registry.vouches import Vouches
 from retraining.settings import Settings
 
 
@@ -26,6 +28,18 @@ class Registry:
     models: StoredModels
     production: Production
     judgements: Judgements
+    vouches: Vouches
+
+    def learnt_by(self, version: RegisteredVersion) -> Manifest:
+        """Return what a version was trained on, if this home vouches for it.
+
+        Raises
+        ------
+        PipelineError
+            If it does not, or the manifest is missing or was changed.
+        """
+        self.vouches.check(version)
+        return self.versions.manifest(version)
 
     def create_experiment_and_model(self) -> None:
         """Create the experiment and the registered model where they are missing."""
@@ -37,7 +51,8 @@ def open_registry(settings: Settings, *, create: bool = False) -> Registry:
     """Open the registry of a home; see `store.connect`."""
     connection = connect(settings, create=create)
     runs = Runs(connection)
-    models = StoredModels(connection)
+    vouches = Vouches(connection.settings)
+    models = StoredModels(connection, vouches)
     versions = Versions(connection, runs, models)
     return Registry(
         runs=runs,
@@ -45,4 +60,5 @@ def open_registry(settings: Settings, *, create: bool = False) -> Registry:
         models=models,
         production=Production(connection, runs, versions),
         judgements=Judgements(connection, runs, versions),
+        vouches=vouches,
     )

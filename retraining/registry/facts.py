@@ -7,8 +7,11 @@ person may have edited any of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from retraining.errors import PipelineError
@@ -53,10 +56,18 @@ TAG_REASONS = "verdict_reasons"
 TAG_RECORDINGS = "verdict_recordings"
 TAG_ARTIFACT_HASH = "artifact_sha256"
 TAG_MANIFEST_HASH = "manifest_sha256"
+TAG_OUT_OF_FOLD_HASH = "out_of_fold_sha256"
+TAG_COMPARISON_HASH = "comparison_sha256"
+TAG_DIGEST = "version_sha256"
 TAG_MODULE = "training_module"
 TAG_CODE = "training_code_sha256"
 TAG_METRIC = "error_name"
 TAG_UNIT = "error_unit"
+SEALED_TAGS = (
+    *(TAG_ARTIFACT_HASH, TAG_MANIFEST_HASH, TAG_OUT_OF_FOLD_HASH, TAG_COMPARISON_HASH),
+    *(TAG_MODULE, TAG_CODE, TAG_METRIC, TAG_UNIT),
+)
+"""What a version's one digest is over: of its files, and what it says of its errors."""
 
 VERDICT_PROMOTE = "promote"
 VERDICT_REJECT = "reject"
@@ -73,6 +84,10 @@ OLDER_UNIT = "%"
 INTERRUPTED = "interrupted"
 """Outcome of a cycle whose monitoring is there and whose end is not."""
 MOST_SHOWN_BYTES = 10_000
+MOST = 1e15
+LATEST_MS = 253_000_000_000_000
+WHOLE_NUMBER = re.compile(r"[0-9]{1,10}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 TRAINED_WITH = ("n_folds", "random_state")
 """Parameters of a training run that its result depends on."""
 
@@ -108,10 +123,9 @@ class Tags:
             If it is missing or is none.
         """
         text = self.values.get(name)
-        try:
-            return int(text or "")
-        except ValueError as error:
-            raise unreadable(self.source, f"the tag {name!r}", text) from error
+        if text is None or not WHOLE_NUMBER.fullmatch(text):
+            raise unreadable(self.source, f"the tag {name!r}", text)
+        return int(text)
 
     def integer_or_none(self, name: str) -> int | None:
         """Return a whole number; None where there is no text."""
@@ -126,9 +140,35 @@ def whole_number(value: float, source: str, what: str) -> int:
     PipelineError
         If it has decimals, or is no number.
     """
-    if not float(value).is_integer():
+    if not (float(value).is_integer() and 0 <= value <= MOST):
         raise unreadable(source, what, value)
     return int(value)
+
+
+def an_error(value: float, source: str, what: str) -> float:
+    """Return a metric that is an error.
+
+    Raises
+    ------
+    PipelineError
+        If it is none that anything can have: not finite, or below 0.
+    """
+    if not 0 <= value <= MOST:
+        raise unreadable(source, what, value)
+    return float(value)
+
+
+def a_time(milliseconds: object, source: str) -> int:
+    """Return when something was written, in milliseconds since 1970.
+
+    Raises
+    ------
+    PipelineError
+        If it is no time, or none of the years 1970 to 9998.
+    """
+    if not isinstance(milliseconds, int) or not 0 <= milliseconds < LATEST_MS:
+        raise unreadable(source, "the time", milliseconds)
+    return milliseconds
 
 
 def unreadable(source: str, what: str, found: object) -> PipelineError:
@@ -139,9 +179,10 @@ def unreadable(source: str, what: str, found: object) -> PipelineError:
 
 def damaged(source: str, what: str, state: str) -> PipelineError:
     """Return the one message about something that is not as the pipeline wrote it."""
+    other = ", or name another version: python pipeline_orchestrator.py rollback --to VERSION"
     return PipelineError(
-        f"{what} of {source} {state}: it was edited or damaged in MLflow; put it back, or name "
-        "another version: python pipeline_orchestrator.py rollback --to VERSION"
+        f"{what} of {source} {state}: it was edited or damaged in MLflow; put it back"
+        f"{other if source.startswith('version ') else ''}"
     )
 
 
@@ -151,7 +192,7 @@ def _beginning(content: bytes) -> str:
 
 
 def numbers_by_name(content: bytes, source: str, what: str) -> dict[str, float]:
-    """Read a JSON object of numbers.
+    """Read a JSON object of finite numbers from 0.
 
     Raises
     ------
@@ -159,10 +200,24 @@ def numbers_by_name(content: bytes, source: str, what: str) -> dict[str, float]:
         If it is something else.
     """
     try:
-        found = json.loads(content)
-        return {str(name): float(value) for name, value in found.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        found = {str(name): float(value) for name, value in json.loads(content).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise unreadable(source, what, _beginning(content)) from error
+    if not all(math.isfinite(value) and value >= 0 for value in found.values()):
+        raise unreadable(source, what, _beginning(content))
+    return found
+
+
+def digest_of(texts: Iterable[str]) -> str:
+    """Return one SHA-256 over texts, each behind its length: no two lists of texts have the same.
+
+    Examples
+    --------
+    >>> digest_of(["ab", "c"]) == digest_of(["a", "bc"])
+    False
+    """
+    contents = [os.fsencode(text) for text in texts]
+    return hash_bytes(b"".join(len(one).to_bytes(8) + one for one in contents))
 
 
 # --- Values ---
@@ -197,6 +252,16 @@ class RegisteredVersion:
     def read(self) -> Tags:
         """Its tags, read as what they should be."""
         return Tags(self.tags, f"version {self.number}")
+
+    @property
+    def digest(self) -> str:
+        """One SHA-256 over all that decides about it: `SEALED_TAGS`."""
+        there = [name for name in SEALED_TAGS if name in self.tags]
+        return digest_of(text for name in there for text in (name, self.tags[name]))
+
+    def with_tags(self, tags: Mapping[str, str]) -> RegisteredVersion:
+        """Return it with some more tags."""
+        return replace(self, tags={**self.tags, **tags})
 
 
 @dataclass(frozen=True)
@@ -300,6 +365,12 @@ class TrainingFile:
         if wrong:
             raise TypeError(f"{', '.join(wrong)} of a training file")
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it names a file of a folder, not a path out of it, and a content."""
+        is_name = self.name not in ("", ".", "..") and not {"/", "\0"} & {*self.name}
+        return is_name and bool(SHA256.fullmatch(self.sha256)) and self.rows >= 0
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -352,10 +423,12 @@ class Manifest:
             If it is something else; `source` names the version.
         """
         try:
-            return cls(tuple(TrainingFile(**one) for one in json.loads(content)["files"]))
+            files = tuple(TrainingFile(**one) for one in json.loads(content)["files"])
         except (ValueError, TypeError, LookupError, RecursionError) as error:
-            found = _beginning(content)
-            raise unreadable(source, MANIFEST_FILE, found) from error
+            raise unreadable(source, MANIFEST_FILE, _beginning(content)) from error
+        if not all(one.is_plain for one in files):
+            raise unreadable(source, MANIFEST_FILE, _beginning(content))
+        return cls(files)
 
 
 # --- What a step leaves ---

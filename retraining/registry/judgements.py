@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from retraining.files import hash_bytes
 from retraining.outcome import Outcome
 from retraining.registry.facts import (
     COMPARISON_FILE,
     EVENT_PROBATION,
     EVENT_PROMOTION,
     INTERRUPTED,
+    TAG_COMPARISON_HASH,
     TAG_CYCLE,
+    TAG_DIGEST,
     TAG_OUTCOME,
     TAG_REASONS,
     TAG_RECORDINGS,
@@ -36,12 +40,21 @@ class Judgements:
     runs: Runs
     versions: Versions
 
+    def with_comparison(
+        self, version: RegisteredVersion, verdict: Mapping[str, Any]
+    ) -> RegisteredVersion:
+        """Return a challenger as it is once `record` has stored its verdict."""
+        return version.with_tags({TAG_COMPARISON_HASH: hash_bytes(_comparison(verdict))})
+
     def record(
         self, version: RegisteredVersion, verdict: Mapping[str, Any], explanation: str
     ) -> None:
         """Store a verdict, every criterion with value, limit and result, with its challenger."""
-        self.connection.client.log_dict(version.run_id, dict(verdict), COMPARISON_FILE)
+        self.runs.log_file(_comparison(verdict), COMPARISON_FILE, version.run_id)
+        compared = self.with_comparison(version, verdict)
         facts = {
+            TAG_COMPARISON_HASH: compared.tags[TAG_COMPARISON_HASH],
+            TAG_DIGEST: compared.digest,
             TAG_RECORDINGS: str(verdict["n_sessions"]),
             "p_value": f"{verdict['p_value']:.6g}",
             "champion_mean_error": f"{verdict['champion_mean_error']:.6g}",
@@ -72,3 +85,7 @@ class Judgements:
         for run in self.runs.monitored({TAG_CYCLE: cycle_id}):
             if run.outcome == INTERRUPTED:
                 self.runs.set_tag(run.run_id, TAG_OUTCOME, outcome)
+
+
+def _comparison(verdict: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(verdict), indent=2).encode()

@@ -9,7 +9,6 @@ here, by one metric for both models. Nothing heavy is imported here.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,8 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retraining.confined import (
+    last_line,
+    path_with_this_interpreter,
+    run_confined,
+    without_passwords,
+)
 from retraining.errors import PipelineError, TryLaterError, stop_request
 from retraining.files import hash_file
+from retraining.settings import Settings
 from retraining.text import printable
 from retraining.training import Training
 
@@ -31,6 +37,9 @@ if TYPE_CHECKING:
 REQUIRED_COLUMNS = "required_columns"
 OPTIONAL_COLUMNS = "optional_columns"
 """In the metadata of a stored model, because its signature need not name any."""
+
+OTHER_VERSION = "name another version: python pipeline_orchestrator.py rollback --to VERSION"
+INSTALL_SECONDS = 1800
 
 PREDICT = """
 import json
@@ -75,8 +84,8 @@ class PackagedModel:
         Verified files of the version; they are moved to a folder of this object.
     number
         Of the version, for messages.
-    environment
-        As MLflow names it: local, uv or virtualenv.
+    settings
+        With where it predicts, and the limits.
 
     Raises
     ------
@@ -87,15 +96,15 @@ class PackagedModel:
     takes_all_columns = True
     """The present training module does not know which ones this model needs."""
 
-    def __init__(self, folder: Path, number: int, environment: str) -> None:
+    def __init__(self, folder: Path, number: int, settings: Settings) -> None:
         owned = tempfile.mkdtemp(prefix="pipeline-model-")
         weakref.finalize(self, shutil.rmtree, owned, ignore_errors=True)
         self._folder = Path(shutil.move(folder, owned))
         self._number = number
-        self._environment = environment
+        self._settings = settings
         self._required, self._optional = columns_of_version(self._folder)
         _forget_signature(self._folder)
-        if environment != "local":
+        if settings.champion_env != "local":
             self._install_packages()
 
     def predict(self, rows: pd.DataFrame) -> np.ndarray:
@@ -124,7 +133,12 @@ class PackagedModel:
             with source.open("w") as stream:
                 stream.writelines(f"{self._as_json(rows)}\n" for rows in recordings)
             self._run_predict(source, target)
-            predictions = [json.loads(line) for line in target.read_bytes().splitlines()]
+            predictions = _read_predictions(target)
+        if len(predictions) != len(recordings):
+            raise PipelineError(
+                f"version {self._number} predicted {len(predictions)} of {len(recordings)} "
+                f"recordings with its own code; {OTHER_VERSION}"
+            )
         return [np.asarray(one) for one in predictions]
 
     def _as_json(self, rows: pd.DataFrame) -> str:
@@ -141,26 +155,40 @@ class PackagedModel:
     def _run_predict(self, source: Path, target: Path) -> None:
         failure = f"version {self._number} does not predict with its own code"
         words = [str(self._folder), str(source), str(target)]
-        if self._environment == "local":
+        if self._settings.champion_env == "local":
             remedy = "--champion-env uv rebuilds its packages as well"
-            run_beside(["-c", PREDICT, *words], failure, remedy)
+            run_confined(["-c", PREDICT, *words], self._settings, failure, remedy)
             return
         script = source.with_name("predict_recordings.py")
         script.write_text(PREDICT)
-        words = [PREDICT_IN_ENVIRONMENT, self._environment, str(script), *words]
-        run_beside(
-            ["-c", *words], failure, "make another version production: rollback --to VERSION"
-        )
+        words = [PREDICT_IN_ENVIRONMENT, self._settings.champion_env, str(script), *words]
+        run_confined(["-c", *words], self._settings, failure, OTHER_VERSION)
 
     def _install_packages(self) -> None:
         """Install them where MLflow keeps such environments, unless it has this one."""
-        words = ["prepare-env", "--model-uri", str(self._folder), "--env-manager"]
-        run_beside(
-            ["-m", "mlflow", "models", *words, self._environment],
-            f"the packages of version {self._number} cannot be installed",
-            "the next run tries again; --champion-env local does without",
-            raises=TryLaterError,
-        )
+        words = ["mlflow", "models", "prepare-env", "--model-uri", str(self._folder)]
+        words += ["--env-manager", self._settings.champion_env]
+        environment = without_passwords() | {"PATH": path_with_this_interpreter()}
+        environment.pop("PYTHONPATH", None)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", *words],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=environment,
+                timeout=INSTALL_SECONDS,
+            )
+            reason = last_line(done.stderr) if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            reason = f"it took more than {INSTALL_SECONDS} seconds"
+        stop_request.obey()
+        if reason:
+            raise TryLaterError(
+                f"the packages of version {self._number} cannot be installed: "
+                f"{printable(reason, 300)}; the next run tries again; --champion-env local does "
+                "without"
+            )
 
     def _columns(self, rows: pd.DataFrame) -> list[str]:
         missing = sorted(set(self._required) - set(rows.columns))
@@ -171,6 +199,14 @@ class PackagedModel:
                 "production"
             )
         return [name for name in (*self._required, *self._optional) if name in rows.columns]
+
+
+def _read_predictions(path: Path) -> list[Any]:
+    """Return what the other process wrote; nothing of what is no JSON."""
+    try:
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+    except (OSError, ValueError, RecursionError):
+        return []
 
 
 def _forget_signature(folder: Path) -> None:
@@ -193,46 +229,6 @@ def columns_of_version(folder: Path) -> tuple[list[str], list[str]]:
     # An older version: its signature names them.
     schema = model.get_input_schema()
     return schema.required_input_names(), schema.optional_input_names()
-
-
-def run_beside(
-    words: list[str], failure: str, remedy: str, *, raises: type[PipelineError] = PipelineError
-) -> None:
-    """Run another Python process that finds nothing of this one's folders.
-
-    Parameters
-    ----------
-    failure
-        What it means if that fails, for the message.
-
-    Raises
-    ------
-    PipelineError
-        If it fails, with the last line that it said.
-    StoppedBySignal
-        If a signal came meanwhile: a terminal sends it to the other process, too.
-    """
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    # Cron's path is short, and uv may be installed beside this interpreter.
-    beside = str(Path(sys.executable).parent)
-    environment["PATH"] = os.pathsep.join([beside, environment.get("PATH", os.defpath)])
-    with tempfile.TemporaryDirectory(prefix="pipeline-beside-") as folder:
-        done = subprocess.run(
-            [sys.executable, "-P", *words],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-        )
-    if done.returncode:
-        stop_request.obey()
-        raise raises(f"{failure}: {printable(last_line(done.stderr), 300)}; {remedy}")
-
-
-def last_line(said: str) -> str:
-    """Return the last thing that another process said: of a traceback, the error itself."""
-    return (said.strip() or "it said nothing").splitlines()[-1]
 
 
 def needs_other_code(folder: Path, training: Training, packages: Any, environment: str) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from retraining.errors import PipelineError
-from retraining.journal import who
+from retraining.journal import Journal, who
+from retraining.looks import Past
 from retraining.registry.facts import (
     EVENT_PROBATION,
     EVENT_PROMOTION,
@@ -32,6 +33,7 @@ from retraining.registry.facts import (
 from retraining.registry.runs import Runs
 from retraining.registry.store import REGISTER_FIRST, Connection
 from retraining.registry.versions import Versions
+from retraining.text import without_secrets
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,17 @@ class Production:
         return changes[0].old if changes else self.previous_number()
 
     def on_probation_against(self, champion: RegisteredVersion) -> int | None:
-        """Return the version that a promotion replaced, until the new one met new recordings."""
+        """Return the version that a promotion replaced, until the new one met new recordings.
+
+        The journal knows, whatever was edited in MLflow; of an older pipeline only the runs do.
+        """
+        settings = self.connection.settings
+        past = Past.of(
+            Journal(settings.home).read(), settings.model_name, champion.number, champion.run_id
+        )
+        look = past.promotion_of(champion.number)
+        if look is not None:
+            return None if past.last(champion.number) else look.version
         met = self.runs.monitored({TAG_CHAMPION: str(champion.number)})
         if any(one.outcome != INTERRUPTED for one in met):
             return None
@@ -138,7 +150,7 @@ class Production:
             TAG_EVENT: event,
             TAG_FROM: str(replaces or ""),
             TAG_TO: str(number),
-            TAG_WHY: why,
+            TAG_WHY: without_secrets(why),
             TAG_WHO: who(),
         }
         measured = zip((METRIC_BEFORE, METRIC_AFTER), mean_errors, strict=True)
@@ -158,5 +170,5 @@ class Production:
                 client.set_registered_model_alias(name, PREVIOUS, str(replaces))
             client.set_registered_model_alias(name, PRODUCTION, str(number))
             if replaces is not None and event in (EVENT_ROLLBACK, EVENT_PROBATION):
-                self.versions.set_tag(replaces, TAG_ROLLED_BACK, why)
+                self.versions.set_tag(replaces, TAG_ROLLED_BACK, without_secrets(why))
         return run_id

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from retraining.errors import TryLaterError
+from retraining.errors import PipelineError, TryLaterError
 from retraining.files import hash_bytes
+from retraining.registry import exchanges
 from retraining.registry.facts import (
     DECIDED_ON,
     FIRST_RUN,
@@ -42,6 +44,8 @@ from retraining.registry.facts import (
     NotInRegistry,
     RunRecord,
     Tags,
+    a_time,
+    an_error,
     unreadable,
     whole_number,
 )
@@ -52,9 +56,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow.entities import Run
 
+ONE_SHORT_SECONDS = 2.0
 ONE_SHORT_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
 MOST_RUNS = 1000
 NAN = float("nan")
+Fact = TypeVar("Fact")
 
 logger = logging.getLogger("pipeline")
 
@@ -99,7 +105,8 @@ class Runs:
         before = {name: os.environ[name] for name in ONE_SHORT_TRY}
         os.environ.update(ONE_SHORT_TRY)
         try:
-            self.connection.mlflow.end_run("FAILED")
+            with exchanges.within(ONE_SHORT_SECONDS):
+                self.connection.mlflow.end_run("FAILED")
         except (OSError, self.connection.mlflow.MlflowException) as error:
             logger.info("the run stays open until the next start: %s", type(error).__name__)
         finally:
@@ -186,13 +193,11 @@ class Runs:
         self, tags: Mapping[str, str] | None = None, limit: int = MOST_RUNS
     ) -> list[MonitoredBatch]:
         """Return monitored batches whose runs carry these tags, the newest first."""
-        found = [_monitored(run) for run in self._finished(MONITORING_RUN, tags or {}, limit)]
-        return [one for one in found if one is not None]
+        return _readable(_monitored, self._finished(MONITORING_RUN, tags or {}, limit))
 
     def changes(self, tags: Mapping[str, str] | None = None) -> list[Change]:
         """Return the changes of production whose runs carry these tags, the newest first."""
-        found = [_change(run) for run in self._finished(PROMOTION_RUN, tags or {})]
-        return [one for one in found if one is not None]
+        return _readable(_change, self._finished(PROMOTION_RUN, tags or {}))
 
     def trained_with(self, run_id: str) -> dict[str, int] | None:
         """Return the folds and the seed of a training; None where nobody wrote them down."""
@@ -208,13 +213,20 @@ class Runs:
         """Return a file of a run; None if there is none."""
         client = self.connection.client
         try:
-            names = {one.path for one in client.list_artifacts(run_id)} if run_id else set()
+            found = client.list_artifacts(run_id) if run_id else ()
+            sizes = {one.path: one.file_size or 0 for one in found}
         except self.connection.mlflow.MlflowException as error:
             if error.error_code != NOT_THERE:
                 raise
-            names = set()
-        if name not in names:
+            sizes = {}
+        if name not in sizes:
             return None
+        limit = self.connection.settings.max_model_mb
+        if sizes[name] > limit * 1e6:
+            raise PipelineError(
+                f"{name} of run {run_id} is larger than {limit:g} MB; nothing was copied: raise "
+                "--max-model-mb if it should be"
+            )
         with tempfile.TemporaryDirectory(prefix="pipeline-artifact-") as folder:
             try:
                 return Path(client.download_artifacts(run_id, name, folder)).read_bytes()
@@ -261,6 +273,17 @@ class Runs:
             client.set_terminated(run.info.run_id, status)
 
 
+def _readable(read: Callable[[Run], Fact | None], runs: Sequence[Run]) -> list[Fact]:
+    """Return what runs say, but for those that say nothing; one that was edited is named."""
+    found = []
+    for run in runs:
+        try:
+            found.append(read(run))
+        except PipelineError as error:
+            logger.warning("%s; it is left out", error)
+    return [one for one in found if one is not None]
+
+
 def _monitored(run: Run) -> MonitoredBatch | None:
     """Return what a run `ModelMonitoring` has; None if it was cut off before it measured."""
     metrics, tags = run.data.metrics, Tags(run.data.tags, f"run {run.info.run_id}")
@@ -268,20 +291,25 @@ def _monitored(run: Run) -> MonitoredBatch | None:
         return None
     threshold = run.data.params.get("threshold")
     try:
-        threshold_number = None if threshold is None else float(threshold)
+        threshold_number = (
+            None
+            if threshold is None
+            else an_error(float(threshold), tags.source, "the parameter 'threshold'")
+        )
     except ValueError as error:
         raise unreadable(tags.source, "the parameter 'threshold'", threshold) from error
+    low, high = (metrics.get(f"mean_error_{end}", NAN) for end in ("low", "high"))
     return MonitoredBatch(
-        at_ms=int(run.info.start_time),
+        at_ms=a_time(run.info.start_time, tags.source),
         run_id=run.info.run_id,
         version=tags.text(TAG_CHAMPION),
         batch=tags.text(TAG_BATCH),
         n_recordings=whole_number(
             metrics.get("recordings", 0), tags.source, "the metric 'recordings'"
         ),
-        mean_error=metrics["mean_error"],
-        interval_low=metrics.get("mean_error_low", NAN),
-        interval_high=metrics.get("mean_error_high", NAN),
+        mean_error=an_error(metrics["mean_error"], tags.source, "the metric 'mean_error'"),
+        interval_low=low if math.isfinite(low) else NAN,
+        interval_high=high if math.isfinite(high) else NAN,
         unit=tags.text(TAG_UNIT, OLDER_UNIT),
         threshold=threshold_number,
         outcome=tags.text(TAG_OUTCOME, INTERRUPTED),
@@ -297,13 +325,19 @@ def _change(run: Run) -> Change | None:
     new = tags.integer_or_none(TAG_TO)
     if new is None:
         return None
+    before, after = (
+        None
+        if name not in run.data.metrics
+        else an_error(run.data.metrics[name], tags.source, f"the metric {name!r}")
+        for name in (METRIC_BEFORE, METRIC_AFTER)
+    )
     return Change(
-        at_ms=int(run.info.start_time),
+        at_ms=a_time(run.info.start_time, tags.source),
         event=tags.text(TAG_EVENT),
         old=tags.integer_or_none(TAG_FROM),
         new=new,
-        mean_error_before=run.data.metrics.get(METRIC_BEFORE),
-        mean_error_after=run.data.metrics.get(METRIC_AFTER),
+        mean_error_before=before,
+        mean_error_after=after,
         unit=tags.text(TAG_UNIT, OLDER_UNIT),
         who=tags.text(TAG_WHO),
         why=tags.text(TAG_WHY),

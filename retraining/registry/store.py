@@ -12,12 +12,21 @@ import re
 import socket
 import sqlite3
 import sys
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retraining.errors import PipelineError, TryLaterError
-from retraining.files import TEMPORARY_PREFIX, sync_file, sync_folder, written_whole
+from retraining.errors import PipelineError, TryLaterError, raised_by
+from retraining.files import (
+    TEMPORARY_PREFIX,
+    make_folder,
+    remove_left_overs,
+    sync_file,
+    sync_folder,
+    written_whole,
+)
+from retraining.registry import exchanges
 from retraining.registry.facts import NotInRegistry
 from retraining.settings import Settings
 from retraining.text import printable
@@ -35,6 +44,8 @@ OLDER_TEMPORARY_PREFIX = ".new-"
 NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
 REGISTER_FIRST = "run: python register_first_model.py"
 NO_STORE_REMEDY = f"{REGISTER_FIRST}; or name the right home folder with --home"
+PACKAGE = __name__.partition(".")[0]
+CLIENTS = ("mlflow", "sqlalchemy", "alembic", "google")
 logger = logging.getLogger("pipeline")
 
 
@@ -48,12 +59,15 @@ def prepare_environment() -> None:
     -----
     By default one call to a dead server takes four minutes, one to a hanging server twenty. With
     these limits a server that stops answering costs at most 30 s, wherever it stops: 12 s for a
-    call, twice that where more files are downloaded than MLflow has threads, 2 s for closing.
+    call, twice that where more files are downloaded than MLflow has threads, 2 s for closing. One
+    that answers without end is left to `exchanges`.
     """
     for name, value in {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "6",
+        "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # it may say an hour
+        "PGCONNECT_TIMEOUT": str(DATABASE_SECONDS),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -105,6 +119,7 @@ def connect(settings: Settings, *, create: bool = False) -> Connection:
         If a server does not answer.
     """
     prepare_environment()
+    exchanges.bound(settings)
     if settings.database is not None:
         if not settings.database.is_file():
             raise NotInRegistry(f"there is no store at {settings.database}; {NO_STORE_REMEDY}")
@@ -136,12 +151,11 @@ def create_store(settings: Settings) -> None:
     database = settings.database
     if database is None or database.exists():
         return
-    settings.artifacts.mkdir(parents=True, exist_ok=True)
     folder = database.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(settings.artifacts)
+    make_folder(folder)
     for prefix in (TEMPORARY_PREFIX, OLDER_TEMPORARY_PREFIX):
-        for left_over in folder.glob(f"{prefix}*"):  # the journal of one, too
-            left_over.unlink()
+        remove_left_overs(folder, f"{prefix}*")  # the journal of one, too
     logger.info("creating the store %s", database)
     with written_whole(database, mode=0o600) as temporary:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -245,31 +259,32 @@ def _check_schema(database: Path) -> None:
 
 def _check_health(uri: str) -> None:
     """Ask a server whether it is there before MLflow spends its retries on it."""
-    import http.client
-    import urllib.error
-    import urllib.request
+    import requests
 
-    address = f"{printable(uri).rstrip('/')}/health"
+    parts = urllib.parse.urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    address = f"{parts.scheme}://{host}{parts.path.rstrip('/')}/health"
     try:
-        with urllib.request.urlopen(address, timeout=HEALTH_SECONDS):
-            return
-    except urllib.error.HTTPError as error:
-        if error.code < 500:
-            return
-        reason: object = error
-    except (OSError, ValueError, http.client.HTTPException) as error:
+        with (
+            exchanges.within(2 * HEALTH_SECONDS),
+            requests.get(address, timeout=HEALTH_SECONDS, stream=True) as answer,
+        ):
+            if answer.status_code < 500:
+                return
+        reason: object = f"HTTP Error {answer.status_code}: {answer.reason}"
+    except requests.RequestException as error:
         reason = error
-    raise TryLaterError(f"the MLflow server {printable(uri)} does not answer: {reason}")
+    raise TryLaterError(
+        f"the MLflow server {printable(uri)} does not answer: {printable(reason, 300)}"
+    )
 
 
 def _check_database(uri: str, *, create: bool) -> None:
     """Refuse a database that does not answer, is empty or of another MLflow; before MLflow does."""
     import sqlalchemy
 
-    is_postgresql = uri.startswith("postgresql")
     try:
-        patience = {"connect_timeout": DATABASE_SECONDS} if is_postgresql else {}
-        engine = sqlalchemy.create_engine(uri, connect_args=patience)
+        engine = sqlalchemy.create_engine(uri)
         with engine.connect() as connection:
             has_store = sqlalchemy.inspect(connection).has_table("alembic_version")
             version = sqlalchemy.text("SELECT version_num FROM alembic_version")
@@ -300,11 +315,16 @@ def as_pipeline_error(error: Exception, settings: Settings) -> PipelineError | N
     lines = str(error).splitlines() or [type(error).__name__]
     cause = next((line for line in lines if DATABASE_ERROR.search(line)), lines[0])
     text = printable(cause, 300)
+    store = printable(settings.store_uri)
     if "mlflow" in sys.modules and _comes_from_store(error):
-        store = printable(settings.store_uri)
         if is_outage(error):
             return TryLaterError(f"the MLflow store {store} failed: {text}")
         return PipelineError(f"the MLflow store {store} refused: {text}")
+    if raised_by(error, CLIENTS, called_by=PACKAGE):
+        return PipelineError(
+            f"the MLflow store {store} said what its client cannot read: "
+            f"{type(error).__name__}: {text}"
+        )
     if isinstance(error, OSError):
         return PipelineError(f"{text}; check the disk and the rights of {settings.home}")
     return None

@@ -5,34 +5,45 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retraining.errors import PipelineError
 from retraining.files import hash_bytes, hash_file, sync_file, sync_folder
-from retraining.registry.facts import TAG_ARTIFACT_HASH, RegisteredVersion
+from retraining.registry.facts import (
+    TAG_ARTIFACT_HASH,
+    RegisteredVersion,
+    digest_of,
+    unreadable,
+)
 from retraining.registry.packaged import (
     OPTIONAL_COLUMNS,
+    OTHER_VERSION,
     REQUIRED_COLUMNS,
     PackagedModel,
     needs_other_code,
 )
 from retraining.registry.store import Connection, is_outage
+from retraining.registry.vouches import Vouches
 from retraining.text import printable
 from retraining.training import Training
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow.entities import Run
 
 MODEL_FILE = "model.skops"
+EXAMPLE_FILE = "input_example.json"
 LEFT_OUT_OF_DIGEST = "registered_model_meta"
 """MLflow writes it beside a model when somebody loads it."""
-OTHER_VERSION = "name another version: python pipeline_orchestrator.py rollback --to VERSION"
+MOST_FILES = 1000
+"""Of a version; a model has about ten."""
 
 logger = logging.getLogger("pipeline")
 
@@ -51,6 +62,7 @@ class StoredModels:
     """The files of this model's versions."""
 
     connection: Connection
+    vouches: Vouches
 
     # --- Storing ---
 
@@ -71,11 +83,16 @@ class StoredModels:
         PipelineError
             If the model holds a type that its module does not trust.
         """
-        mlflow, client = self.connection.mlflow, self.connection.client
-        try:
-            logged = mlflow.sklearn.log_model(
+        from mlflow.models import Model
+
+        mlflow = self.connection.mlflow
+
+        def save(folder: Path, model_id: str) -> None:
+            described = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
+            mlflow.sklearn.save_model(
                 model,
-                name="model",
+                str(folder),
+                mlflow_model=described,
                 serialization_format="skops",
                 signature=_signature(input_example, model.predict(input_example), training),
                 input_example=input_example,
@@ -87,28 +104,55 @@ class StoredModels:
                     OPTIONAL_COLUMNS: list(training.optional_columns),
                 },
             )
+
+        try:
+            return self._stored(save, run_id)
         except (mlflow.MlflowException, TypeError, ValueError, AttributeError):
             check_types(model, training)
             raise
-        location = client.get_logged_model(logged.model_id).artifact_location
-        for uri in (location, client.get_run(run_id).info.artifact_uri):
-            _sync_local_artifacts(uri)
-        return LoggedModel(logged.model_uri, logged.model_id, self._digest_at(location))
 
     def adopt(self, files: Path, run_id: str) -> LoggedModel:
         """Store the files of a version as they are with a run, whatever code made them."""
-        client = self.connection.client
-        experiment_id = client.get_run(run_id).info.experiment_id
-        logged = client.create_logged_model(experiment_id, name="model", source_run_id=run_id)
-        client.log_model_artifacts(logged.model_id, str(files))
-        client.finalize_logged_model(logged.model_id, "READY")
-        location = logged.artifact_location
-        return LoggedModel(logged.model_uri, logged.model_id, self._digest_at(location))
+        return self._stored(lambda folder, _: shutil.copytree(files, folder), run_id)
 
-    def _digest_at(self, location: str) -> str:
-        download = self.connection.mlflow.artifacts.download_artifacts
-        with tempfile.TemporaryDirectory(prefix="pipeline-model-") as folder:
-            return folder_digest(Path(download(artifact_uri=location, dst_path=folder)))
+    def _stored(self, save: Callable[[Path, str], object], run_id: str) -> LoggedModel:
+        """Give a run a model whose digest is of what was made here, whatever the store makes of it.
+
+        Parameters
+        ----------
+        save
+            Writes the files into a folder that is yet to be made, given the model's id.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        client = self.connection.client
+        run = client.get_run(run_id)
+        logged = client.create_logged_model(
+            run.info.experiment_id, name="model", source_run_id=run_id
+        )
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        self._log_metrics(run, logged.model_id)
+        with tempfile.TemporaryDirectory(prefix="pipeline-model-") as name:
+            folder = Path(name, "model")
+            save(folder, logged.model_id)
+            _remove_bytecode(folder)
+            digest = folder_digest(folder)
+            client.log_model_artifacts(logged.model_id, str(folder))
+        client.finalize_logged_model(logged.model_id, "READY")
+        for uri in (logged.artifact_location, run.info.artifact_uri):
+            _sync_local_artifacts(uri)
+        return LoggedModel(logged.model_uri, logged.model_id, digest)
+
+    def _log_metrics(self, run: Run, model_id: str) -> None:
+        """Let MLflow's page of the model show what its run measured."""
+        from mlflow.entities import Metric
+
+        client = self.connection.client
+        last = (client.get_metric_history(run.info.run_id, key)[-1] for key in run.data.metrics)
+        metrics = [
+            Metric(one.key, one.value, one.timestamp, one.step, model_id=model_id) for one in last
+        ]
+        client.log_batch(run.info.run_id, metrics=metrics)
 
     # --- Verifying ---
 
@@ -121,6 +165,7 @@ class StoredModels:
         )
         with tempfile.TemporaryDirectory(prefix="pipeline-model-") as folder:
             try:
+                self._check_size(version, uri)
                 path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
             except (OSError, mlflow.MlflowException) as error:
                 if is_outage(error):
@@ -132,33 +177,66 @@ class StoredModels:
             _remove_bytecode(Path(path))
             yield Path(path)
 
+    def _check_size(self, version: RegisteredVersion, uri: str) -> None:
+        """Refuse a version that is too large before any of it is copied.
+
+        Raises
+        ------
+        PipelineError
+            With the limit.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        repository = get_artifact_repository(uri)
+        n_bytes, n_files, folders = 0, 0, [""]
+        limit = self.connection.settings.max_model_mb
+        while folders:
+            for one in repository.list_artifacts(folders.pop() or None):
+                n_files += 1
+                n_bytes += 0 if one.is_dir else one.file_size or 0
+                folders += [one.path] if one.is_dir else []
+                if n_bytes > limit * 1e6 or n_files > MOST_FILES:
+                    raise PipelineError(
+                        f"the files of version {version.number} are more than {limit:g} MB, or "
+                        f"more than {MOST_FILES}; nothing was copied: raise --max-model-mb if they "
+                        f"should be, or {OTHER_VERSION}"
+                    )
+
     @contextlib.contextmanager
     def verified_files(self, version: RegisteredVersion) -> Iterator[Path]:
-        """Give a private copy of a version's files, which are those that were registered.
+        """Give a private copy of a version's files, which are those that this home vouches for.
+
+        Raises
+        ------
+        PipelineError
+            If the home does not vouch for the version, or files are missing or differ.
+        """
+        self.vouches.check(version)
+        with self.registered_files(version) as folder:
+            yield folder
+
+    @contextlib.contextmanager
+    def registered_files(self, version: RegisteredVersion) -> Iterator[Path]:
+        """Give a private copy of a version's files, which are those that its tag tells of.
 
         Raises
         ------
         PipelineError
             If files are missing or differ from what was registered.
         """
+        expected = version.tags.get(TAG_ARTIFACT_HASH)
         with self._downloaded(version) as folder:
-            self._check_digest(version, folder)
+            if expected not in (folder_digest(folder), older_folder_digest(folder)):
+                raise PipelineError(
+                    f"the files of version {version.number} are not those that were registered; "
+                    f"restore them, or {OTHER_VERSION}"
+                )
             yield folder
 
-    def _check_digest(self, version: RegisteredVersion, folder: Path) -> None:
-        expected = version.tags.get(TAG_ARTIFACT_HASH)
-        if expected is None:
-            if self.connection.settings.allow_pickle:
-                return
-            raise PipelineError(
-                f"version {version.number} has no {TAG_ARTIFACT_HASH}: it was not registered by "
-                "this pipeline; --allow-pickle if you trust whoever wrote it"
-            )
-        if folder_digest(folder) != expected:
-            raise PipelineError(
-                f"the files of version {version.number} are not those that were registered; "
-                f"restore them, or {OTHER_VERSION}"
-            )
+    def digest(self, version: RegisteredVersion) -> str:
+        """Return the digest of a version's files as they are now."""
+        with self._downloaded(version) as folder:
+            return folder_digest(folder)
 
     # --- Loading ---
 
@@ -173,20 +251,23 @@ class StoredModels:
         PipelineError
             If files are missing or differ from what was registered, or hold another type.
         """
-        settings = self.connection.settings
         with self.verified_files(version) as folder:
-            if not (folder / MODEL_FILE).is_file():
-                if settings.allow_pickle:
-                    return self.connection.mlflow.sklearn.load_model(str(folder))
-                raise PipelineError(
-                    f"version {version.number} holds no {MODEL_FILE}; a pickle runs code when it "
-                    "is loaded: --allow-pickle if you trust whoever wrote it"
-                )
-            environment = settings.champion_env
-            if needs_other_code(folder, training, requirements(training), environment):
-                logger.info("version %d predicts with its own code", version.number)
-                return PackagedModel(folder, version.number, environment)
-            return _load_skops(folder / MODEL_FILE, version.number, training.trusted_types)
+            return self._loaded(version, folder, training)
+
+    def _loaded(self, version: RegisteredVersion, folder: Path, training: Training) -> Any:
+        settings = self.connection.settings
+        if not (folder / MODEL_FILE).is_file():
+            if settings.allow_pickle:
+                return self.connection.mlflow.sklearn.load_model(str(folder))
+            raise PipelineError(
+                f"version {version.number} holds no {MODEL_FILE}; a pickle runs code when it "
+                "is loaded: --allow-pickle if you trust whoever wrote it"
+            )
+        environment = settings.champion_env
+        if needs_other_code(folder, training, requirements(training), environment):
+            logger.info("version %d predicts with its own code", version.number)
+            return PackagedModel(folder, version.number, settings)
+        return _load_skops(folder / MODEL_FILE, version.number, training.trusted_types)
 
     def load_and_try(self, version: RegisteredVersion, training: Training) -> Any:
         """Load a version's model and let it predict the example that is stored with it.
@@ -196,12 +277,9 @@ class StoredModels:
         PipelineError
             If it does not load or does not predict.
         """
-        import pandas as pd
-
-        model = self.load(version, training)
-        with self._downloaded(version) as folder:
-            example = json.loads((folder / "input_example.json").read_bytes())
-        rows = pd.DataFrame(example["data"], columns=example["columns"])
+        with self.verified_files(version) as folder:
+            rows = _example(folder, version)
+            model = self._loaded(version, folder, training)
         try:
             predicted = model.predict(rows)
         except (ValueError, TypeError, KeyError) as error:
@@ -213,6 +291,16 @@ class StoredModels:
                 f"version {version.number} predicts {len(predicted)} of {len(rows)}"
             )
         return model
+
+
+def _example(folder: Path, version: RegisteredVersion) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        example = json.loads((folder / EXAMPLE_FILE).read_bytes())
+        return pd.DataFrame(example["data"], columns=example["columns"])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise unreadable(f"version {version.number}", EXAMPLE_FILE, error) from error
 
 
 def _remove_bytecode(folder: Path) -> None:
@@ -227,12 +315,23 @@ def _remove_bytecode(folder: Path) -> None:
 
 def folder_digest(folder: Path) -> str:
     """Return one SHA-256 over all files of a model's folder, their names included."""
-    lines = [
-        f"{hash_file(path)}  {path.relative_to(folder).as_posix()}"
+    return digest_of(text for name, sha256 in _hashes(folder) for text in (name, sha256))
+
+
+def older_folder_digest(folder: Path) -> str:
+    """Return what an older pipeline noted; a line break in a name made two folders alike."""
+    hashes = _hashes(folder)
+    if any("\n" in name for name, _ in hashes):
+        return ""
+    return hash_bytes(os.fsencode("\n".join(f"{sha256}  {name}" for name, sha256 in hashes)))
+
+
+def _hashes(folder: Path) -> list[tuple[str, str]]:
+    return [
+        (path.relative_to(folder).as_posix(), hash_file(path))
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != LEFT_OUT_OF_DIGEST
+        if path.is_file() and path != folder / LEFT_OUT_OF_DIGEST
     ]
-    return hash_bytes("\n".join(lines).encode())
 
 
 def requirements(training: Training) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,18 @@ from retraining.registry.facts import (
     TAG_ARTIFACT_HASH,
     TAG_CODE,
     TAG_CYCLE,
+    TAG_DIGEST,
     TAG_MANIFEST_HASH,
     TAG_METRIC,
     TAG_MODULE,
+    TAG_OUT_OF_FOLD_HASH,
     TAG_VERDICT,
     VERDICT_REJECT,
     Manifest,
     NotInRegistry,
     RegisteredVersion,
+    Tags,
+    a_time,
     damaged,
     numbers_by_name,
     unreadable,
@@ -43,6 +47,8 @@ MODEL_DESCRIPTION = (
     f"of a cycle in {REPORT_FILE} of its {MONITORING_RUN}."
 )
 
+NO_FILE = "none"
+"""Digest of a table that a version does not have: one that is put there later is not believed."""
 logger = logging.getLogger("pipeline")
 
 
@@ -67,7 +73,7 @@ class Versions:
             return None
         model = self.connection.client.get_registered_model(self.connection.name)
         number = model.aliases.get(alias)
-        return None if number is None else int(number)
+        return None if number is None else _number(number)
 
     def get(self, number: int) -> RegisteredVersion:
         """Return one version.
@@ -136,13 +142,25 @@ class Versions:
         """Return SHA-256 of a recording -> error of a model that never saw it.
 
         Empty for a version without such errors, and if they were counted by another metric.
+
+        Raises
+        ------
+        PipelineError
+            If they are missing or were changed.
         """
-        if version.read.text(TAG_METRIC, training.error_name) != training.error_name:
+        expected = version.tags.get(TAG_OUT_OF_FOLD_HASH)
+        other_metric = version.read.text(TAG_METRIC, training.error_name) != training.error_name
+        if other_metric or expected == NO_FILE:
             return {}
         content = self.runs.artifact(version.run_id, OUT_OF_FOLD_FILE)
-        if content is None:
+        source = f"version {version.number}"
+        if content is None and expected is None:  # of an older pipeline
             return {}
-        return numbers_by_name(content, f"version {version.number}", OUT_OF_FOLD_FILE)
+        if content is None:
+            raise unreadable(source, OUT_OF_FOLD_FILE, None)
+        if expected not in (None, hash_bytes(content)):
+            raise damaged(source, OUT_OF_FOLD_FILE, "is not the one that was registered")
+        return numbers_by_name(content, source, OUT_OF_FOLD_FILE)
 
     # --- Writing ---
 
@@ -160,9 +178,15 @@ class Versions:
         run_id: str,
         training: Training,
         manifest: Manifest,
+        out_of_fold: bytes,
         tags: Mapping[str, str],
     ) -> RegisteredVersion:
         """Log a model and its manifest to the open run, then register it as a new version.
+
+        Parameters
+        ----------
+        out_of_fold
+            The table that `out_of_fold_errors` reads; empty if there is none.
 
         Notes
         -----
@@ -186,11 +210,18 @@ class Versions:
             lambda: self.models.log(trained.model, trained.input_example, training, run_id),
             run_id=run_id,
             manifest=manifest,
+            out_of_fold=out_of_fold,
             tags={**tags, **made_by},
         )
 
     def adopt(
-        self, files: Path, *, run_id: str, manifest: Manifest, tags: Mapping[str, str]
+        self,
+        files: Path,
+        *,
+        run_id: str,
+        manifest: Manifest,
+        out_of_fold: bytes,
+        tags: Mapping[str, str],
     ) -> RegisteredVersion:
         """Log a manifest and the files of another store's version as they are, and register them.
 
@@ -202,7 +233,11 @@ class Versions:
             With what that version says of its training module.
         """
         return self._create(
-            lambda: self.models.adopt(files, run_id), run_id=run_id, manifest=manifest, tags=tags
+            lambda: self.models.adopt(files, run_id),
+            run_id=run_id,
+            manifest=manifest,
+            out_of_fold=out_of_fold,
+            tags=tags,
         )
 
     def _create(
@@ -211,24 +246,64 @@ class Versions:
         *,
         run_id: str,
         manifest: Manifest,
+        out_of_fold: bytes,
         tags: Mapping[str, str],
     ) -> RegisteredVersion:
         # The files first: a version is there only when everything that it names is.
         content = manifest.to_bytes()
         self.runs.log_file(content, MANIFEST_FILE, run_id)
+        if out_of_fold:
+            self.runs.log_file(out_of_fold, OUT_OF_FOLD_FILE, run_id)
         logged = log_model()
-        digests = {TAG_ARTIFACT_HASH: logged.digest, TAG_MANIFEST_HASH: hash_bytes(content)}
+        digests = {
+            TAG_ARTIFACT_HASH: logged.digest,
+            TAG_MANIFEST_HASH: hash_bytes(content),
+            TAG_OUT_OF_FOLD_HASH: hash_bytes(out_of_fold) if out_of_fold else NO_FILE,
+        }
+        made = RegisteredVersion(0, run_id, {**tags, **digests}, 0)
         created = self.connection.client.create_model_version(
             self.connection.name,
             logged.uri,
             run_id=run_id,
             model_id=logged.model_id,
-            tags={**tags, **digests},
+            tags={**made.tags, TAG_DIGEST: made.digest},
         )
         for twin in self.with_tags({TAG_CYCLE: tags[TAG_CYCLE]}):
-            if twin.number != int(created.version):
+            if twin.number != _number(created.version):
                 self.delete(twin.number)
-        return self.get(int(created.version))
+        # What was made here, whatever the store makes of it.
+        return replace(_version(created), run_id=run_id, tags=made.tags)
+
+    def seal(self, version: RegisteredVersion) -> RegisteredVersion:
+        """Note the digests that a version lacks, of what is there now; return it with them.
+
+        Raises
+        ------
+        PipelineError
+            If its files are missing, or differ from a digest that it has.
+        """
+        lacking = {
+            name: text for name, text in self._digests(version).items() if name not in version.tags
+        }
+        sealed = version.with_tags(lacking)
+        if TAG_ARTIFACT_HASH not in lacking:
+            with self.models.registered_files(sealed):
+                pass
+        if lacking or version.tags.get(TAG_DIGEST) != sealed.digest:
+            for name, text in {**lacking, TAG_DIGEST: sealed.digest}.items():
+                self.set_tag(version.number, name, text)
+        return sealed
+
+    def _digests(self, version: RegisteredVersion) -> dict[str, str]:
+        found = {}
+        if TAG_ARTIFACT_HASH not in version.tags:
+            found[TAG_ARTIFACT_HASH] = self.models.digest(version)
+        tables = {TAG_MANIFEST_HASH: MANIFEST_FILE, TAG_OUT_OF_FOLD_HASH: OUT_OF_FOLD_FILE}
+        for tag, name in tables.items():
+            content = self.runs.artifact(version.run_id, name)
+            if content is not None:
+                found[tag] = hash_bytes(content)
+        return {TAG_OUT_OF_FOLD_HASH: NO_FILE, **found}
 
     def describe(self, number: int, text: str) -> None:
         """Set the description of a version."""
@@ -257,8 +332,13 @@ class Versions:
 
 def _version(found: Any) -> RegisteredVersion:
     return RegisteredVersion(
-        int(found.version),
+        _number(found.version),
         str(found.run_id or ""),
         dict(found.tags),
-        int(found.creation_timestamp),
+        a_time(found.creation_timestamp, f"version {_number(found.version)}"),
     )
+
+
+def _number(text: object) -> int:
+    """Return the number of a version, as a store tells it."""
+    return Tags({"version": str(text)}, "the store").integer("version")

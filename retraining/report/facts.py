@@ -370,7 +370,7 @@ def _read_again(cycle: Cycle, hashes: Collection[str]) -> list[Recording]:
     """Return the recordings that production learnt, as far as the files are there."""
     settings, training = cycle.settings, cycle.training
     tables = tables_of(settings, training.maker(), read_only=True)
-    reader = Reader(training, tables, settings.max_file_mb)
+    reader = Reader(training, tables)
     names = ground_truth.hashes_in(settings.used_gts)
     paths = [settings.used_gts / names[one] for one in hashes if one in names]
     return [reader.recording(path) for path in paths]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from retraining.cycle import Cycle, CycleResult
-from retraining.files import free_name, hash_bytes, write_durably
+from retraining.files import free_name, hash_bytes, make_folder, write_durably
 from retraining.outcome import Outcome
 from retraining.registry import Registry
 from retraining.registry.facts import REPORT_FILE, TAG_BATCH, TAG_CHAMPION, MonitoredBatch
@@ -103,7 +103,7 @@ def keep_quiet_night(settings: Settings, result: CycleResult) -> None:
     if result.outcome not in (Outcome.WAITING, Outcome.ALREADY_JUDGED):
         return
     with _only_logged():
-        settings.reports.mkdir(exist_ok=True)
+        make_folder(settings.reports)
         path = settings.reports / QUIET_NIGHT
         told = facts.of_quiet_night(settings, result)
         digest = hash_bytes(repr(dataclasses.replace(told, at="")).encode())
@@ -141,7 +141,7 @@ def _kept(told: PageFacts) -> Page:
     # A disk that is full does not keep it from MLflow.
     with _only_logged():
         folder = told.settings.reports
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         name = f"{told.at[:19].replace(':', '-')}_{told.outcome.value}.html"
         path = folder / free_name(name, folder)
         write_durably(path, page.content.encode())

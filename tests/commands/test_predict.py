@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from sample_gts import make_recording
 
 import train_classification_model as stems
 from pipeline_orchestrator import main
+from retraining.commands.predict import as_csv
 from retraining.files import waiting_names
 from retraining.registry import open_registry
 from retraining.settings import Settings
@@ -303,6 +305,9 @@ class TestAnyModule:
             "'=cmd('x').csv,plain",
         ]
         assert said == [f"{named}: {len(make_sample(9, 'old'))} rows"]
+        status, table, _ = predict("--raw", named, words=WORDS)
+        assert (status, table.splitlines()[1]) == (0, '"=cmd(\'x\').csv","@x"')
+        assert "\x1b[31m" in table
 
     @pytest.mark.parametrize(
         ("make", "status", "text"),
@@ -345,3 +350,53 @@ class TestAnyModule:
         status, table, said = predict(odd, sample, words=WORDS)
         assert (status, table.splitlines()[0]) == (1, "rows")
         assert said[0] == f"error: {odd}: odd rows"
+
+
+class TestSpreadsheet:
+    """`as_csv`: whoever names a file or a column runs nothing in the spreadsheet that opens it."""
+
+    @pytest.mark.parametrize(
+        ("text", "cell"),
+        [
+            *(("=1+1", "'=1+1"), ("+x", "'+x"), ("-x", "'-x"), ("@x", "'@x")),
+            *(("\t=1", r"\t=1"), ("\r=1", r"\r=1"), ("  =1", "'  =1"), ("\uff1d1", "'\uff1d1")),
+            *(("\uff0b1", "'\uff0b1"), ("\uff0d1", "'\uff0d1"), ("\uff20x", "'\uff20x")),
+            *(("'=1", "''=1"), ('"=1', "'\"=1"), ("a;=cmd|' /C calc'!A0", "a;'=cmd|' /C calc'!A0")),
+            *(("a; @x", "a;' @x"), ("-inf", "'-inf"), ("+1e5x", "'+1e5x"), ("-1_0", "'-1_0")),
+            *(("-0.5", "-0.5"), ("+1", "+1"), ("1e-5", "1e-5"), (" -2 ", " -2 "), (".5", ".5")),
+            *(("a-b=c@d", "a-b=c@d"), ("a;b", "a;b"), ("\x1b[31m", r"\x1b[31m"), ("", "")),
+            ("a\n2026-01-01 INFO promoted", r"a\n2026-01-01 INFO promoted"),
+        ],
+    )
+    def test_no_cell_and_no_header_is_a_formula(self, text: str, cell: str) -> None:
+        """Each kind, in a cell, in the name of a column, and in a cell that is no text itself."""
+
+        class Named:
+            def __str__(self) -> str:
+                return text
+
+        table = pd.DataFrame({text: [text], "other": [Named()], "kind": pd.Categorical([text])})
+        header, lines = as_csv(table)
+        assert next(csv.reader([header])) == [cell, "other", "kind"]
+        assert next(csv.reader(io.StringIO(lines))) == [cell, cell, cell]
+        raw = next(csv.reader(io.StringIO(as_csv(table, raw=True)[1], newline="")))
+        assert raw == [text, text, text]
+
+    def test_numbers_and_times_stay_what_they_are(self) -> None:
+        """Negative ones, missing ones, in columns of objects too."""
+        table = pd.DataFrame(
+            {
+                "probability": [-0.5, np.nan],
+                "integer": [-1, 2],
+                "object": pd.Series([-1.5, None], dtype=object),
+                "flag": [True, False],
+                "day": pd.to_datetime(["2026-01-01", "NaT"]),
+            }
+        )
+        header, lines = as_csv(table)
+        assert header == "probability,integer,object,flag,day"
+        assert lines == "-0.5000,-1,-1.5,True,2026-01-01\n,2,,False,\n"
+        raw = "\n".join(as_csv(table, raw=True))
+        pd.testing.assert_frame_equal(
+            pd.read_csv(io.StringIO(raw)), pd.read_csv(io.StringIO(f"{header}\n{lines}"))
+        )

@@ -55,6 +55,7 @@ from retraining.report import page
 from retraining.settings import Settings
 from retraining.text import now
 from retraining.training import load_training_module
+from retraining.vouching import vouch_for
 
 SettingsOf = Callable[..., Any]
 SIGNAL_SECONDS = 240
@@ -472,9 +473,14 @@ class TestTheFirstVersion:
         new = {path.name: hash_file(path) for path in settings.new_gts.iterdir()}
         learnt = Manifest.of(new, dict.fromkeys(new, 1))
         with registry.runs.open(FIRST_RUN, {TAG_CYCLE: "second"}) as run_id:
-            registry.versions.adopt(
-                first.files, run_id=run_id, manifest=learnt, tags={TAG_CYCLE: "second"}
+            second = registry.versions.adopt(
+                first.files,
+                run_id=run_id,
+                manifest=learnt,
+                out_of_fold=b"",
+                tags={TAG_CYCLE: "second"},
             )
+        vouch_for(settings, registry, second)
         write_recordings(settings.new_gts, 1, "new", seed=7, prefix="later")
         example.write_text("[]")
         training, folder = load_training_module(settings), tmp_path / "second"
@@ -668,7 +674,7 @@ class TestNights:
         model = registry.models.load(registry.versions.get(1), training)
         assert len(errors) == BATCH
         for name, error in errors.items():
-            rows, _ = training.read(settings.new_gts / name, 10.0)
+            rows, _ = training.read(settings.new_gts / name)
             assert training.errors(model, [rows])["error"].iloc[0] == error
 
     def test_a_file_that_cannot_be_used_is_told(self, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -21,9 +22,10 @@ import train_classification_model as training
 from pipeline_orchestrator import main, run_orchestrator
 from retraining.commands import rebuild, reproduce
 from retraining.commands.train_first import ERRORS_SUFFIX
+from retraining.confined import run_confined
 from retraining.errors import PipelineError
 from retraining.registry import open_registry
-from retraining.registry.packaged import run_beside
+from retraining.settings import Settings
 
 N_RECORDINGS = BATCH + OLD_SEASON_FILES
 MODULE = "train_classification_model.py"
@@ -200,7 +202,7 @@ class TestComparison:
                 "n_folds": 3,
                 "random_state": 7,
                 "n_jobs": 1,
-                "max_file_mb": 200.0,
+                "limits": dataclasses.asdict(Settings().limits),
             }
             monkeypatch.setattr(sys, "path", [*sys.path])
             found = rebuild.rebuild(task)
@@ -279,10 +281,11 @@ def test_a_packaged_module_of_either_contract_trains(
         "n_folds": 2,
         "random_state": seed,
         "n_jobs": 1,
-        "max_file_mb": 1.0,
+        "limits": dataclasses.asdict(Settings().limits),
     }
     (tmp_path / "task.json").write_text(json.dumps(task))
-    run_beside([str(reproduce.REBUILD), str(tmp_path / "task.json")], "it fails", "look")
+    words = [str(reproduce.REBUILD), str(tmp_path / "task.json")]
+    run_confined(words, Settings(home=tmp_path), "it fails", "look")
     assert json.loads((tmp_path / "result.json").read_bytes()) == {
         "recordings": 2,
         "predictions": 4,

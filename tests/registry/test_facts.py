@@ -18,7 +18,7 @@ from retraining.registry.facts import (
     whole_number,
 )
 
-A_FILE = {"name": "a.csv", "sha256": "ab", "rows": 3}
+A_FILE = {"name": "a.csv", "sha256": "ab" * 32, "rows": 3}
 
 
 class TestTags:
@@ -66,7 +66,7 @@ class TestTags:
 
     def test_what_stands_there_does_no_harm(self) -> None:
         """Somebody wrote it for a terminal, or it is long; the remedy can be typed."""
-        text = str(unreadable("run ab", "the tag 'to'", "\x1b[2J\n'; rm " + "x" * 1000))
+        text = str(unreadable("version 2", "the tag 'to'", "\x1b[2J\n'; rm " + "x" * 1000))
         assert r"reads '\x1b[2J\n'; rm xxx" in text
         assert text.isprintable()
         assert len(text) < 300
@@ -83,7 +83,20 @@ class TestNumbers:
 
     @pytest.mark.parametrize(
         "content",
-        [b"", b"[1]", b"null", b'{"a": "x"}', b'{"a": null}', b'{"a": [1]}', b"\xff", b"[" * 10**5],
+        [
+            b"",
+            b"[1]",
+            b"null",
+            b'{"a": "x"}',
+            b'{"a": null}',
+            b'{"a": [1]}',
+            b"\xff",
+            b'{"a": -1}',
+            b'{"a": NaN}',
+            b'{"a": 1e999}',
+            b'{"a": %s}' % (b"9" * 5000),
+            b"[" * 10**5,
+        ],
     )
     def test_anything_else_is_named(self, content: bytes) -> None:
         """With the version and the file, in one line."""
@@ -104,10 +117,11 @@ class TestManifest:
 
     def test_it_comes_back_as_it_was(self) -> None:
         """In order of the names."""
-        manifest = Manifest.of({"b.csv": "cd", "a.csv": "ab"}, {"a.csv": 3, "b.csv": 4})
-        assert manifest.files == (TrainingFile("a.csv", "ab", 3), TrainingFile("b.csv", "cd", 4))
+        one, other = "ab" * 32, "cd" * 32
+        manifest = Manifest.of({"b.csv": other, "a.csv": one}, {"a.csv": 3, "b.csv": 4})
+        assert manifest.files == (TrainingFile("a.csv", one, 3), TrainingFile("b.csv", other, 4))
         assert Manifest.from_bytes(manifest.to_bytes(), "version 2") == manifest
-        assert manifest.names == {"ab": "a.csv", "cd": "b.csv"}
+        assert manifest.names == {one: "a.csv", other: "b.csv"}
 
     @pytest.mark.parametrize(
         "content",
@@ -123,6 +137,11 @@ class TestManifest:
             json.dumps({"files": [{**A_FILE, "name": 3}]}).encode(),
             json.dumps({"files": [{**A_FILE, "sha256": ["ab"]}]}).encode(),
             json.dumps({"files": [{**A_FILE, "rows": "3"}]}).encode(),
+            json.dumps({"files": [{**A_FILE, "rows": -1}]}).encode(),
+            json.dumps({"files": [{**A_FILE, "sha256": "AB" * 32}]}).encode(),
+            json.dumps({"files": [{**A_FILE, "name": "../a.csv"}]}).encode(),
+            json.dumps({"files": [{**A_FILE, "name": ".."}]}).encode(),
+            json.dumps({"files": [{**A_FILE, "name": "a\0.csv"}]}).encode(),
         ],
     )
     def test_anything_else_is_named(self, content: bytes) -> None:

@@ -22,6 +22,7 @@ from mlflow.types import ColSpec, Schema
 from sample_gts import make_recording, write_recordings
 
 import train_classification_model as training
+from retraining.confined import run_confined
 from retraining.errors import PipelineError, TryLaterError
 from retraining.registry import open_registry, packaged
 from retraining.registry.packaged import PackagedModel, needs_other_code
@@ -147,13 +148,12 @@ def test_predictions_come_back_to_the_last_row(other_code: tuple[Any, Training, 
 def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Note the words of each process that is started beside this one."""
     words_of: list[list[str]] = []
-    run_beside = packaged.run_beside
 
     def note(words: list[str], *values: Any, **named: Any) -> None:
         words_of.append(words)
-        run_beside(words, *values, **named)
+        run_confined(words, *values, **named)
 
-    monkeypatch.setattr(packaged, "run_beside", note)
+    monkeypatch.setattr("retraining.registry.packaged.run_confined", note)
     return words_of
 
 
@@ -255,7 +255,7 @@ def test_rows_reach_it_as_they_are(
     here = registry.models.load(registry.production.champion(), module).predict(
         rows[module.columns_of(rows)]
     )
-    assert PackagedModel(folder, 1, "local").predict(rows).tolist() == here.tolist()
+    assert PackagedModel(folder, 1, settings).predict(rows).tolist() == here.tolist()
 
 
 @pytest.mark.slow
@@ -279,7 +279,7 @@ def test_its_packages_are_rebuilt(
     folder = shutil.copytree(packaged_code(home).parent.parent, tmp_path / "model")
     (folder / "requirements.txt").write_text("numpy==0.0.1\n")
     with pytest.raises(TryLaterError, match="the packages of version 1 cannot be installed: "):
-        PackagedModel(folder, 1, "uv").predict(rows)
+        PackagedModel(folder, 1, dataclasses.replace(settings, champion_env="uv")).predict(rows)
 
 
 def test_a_column_that_nobody_reads_any_more_is_named(
@@ -303,6 +303,7 @@ def test_what_the_other_process_says_is_the_reason(other_code: tuple[Any, Traini
         model.predict(rows)
 
 
+@pytest.mark.slow
 def test_swapped_code_is_not_run(home: Path, tmp_path: Path) -> None:
     """The digest covers the packaged code; the other process is never started."""
     trap = tmp_path / "trap"

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import train_classification_model as training
+from retraining.commands.trust import trust
 from retraining.errors import PipelineError
 from retraining.registry import open_registry
 from retraining.registry.stored_models import folder_digest
@@ -37,9 +38,12 @@ def artifacts_of(home: Path) -> Path:
 
 
 def set_digest(settings: Any, folder: Path) -> None:
-    """Forge the registered digest, as only somebody with the database could."""
+    """Forge the registered digest, as only somebody with the database could; a person trusts it."""
     registry = open_registry(settings)
     registry.versions.set_tag(1, "artifact_sha256", folder_digest(folder))
+    with pytest.raises(PipelineError, match="is not what this home vouches for"):
+        registry.models.load(registry.versions.get(1), load_training_module(settings))
+    trust(settings, 1, "a test")
 
 
 class TestLoading:
@@ -140,10 +144,11 @@ class TestLoading:
     def test_a_version_without_digest_needs_trust(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
-        """Registered by another pipeline: only with --allow-pickle."""
+        """Whatever --allow-pickle says; trusted, it has one."""
         registry = open_registry(settings_of(home))
         connection = registry.runs.connection
         connection.client.delete_model_version_tag(connection.name, "1", "artifact_sha256")
-        with pytest.raises(PipelineError, match="was not registered by this pipeline"):
-            self.load(settings_of(home))
-        assert self.load(settings_of(home, allow_pickle=True)) is not None
+        with pytest.raises(PipelineError, match="python pipeline_orchestrator.py trust 1"):
+            self.load(settings_of(home, allow_pickle=True))
+        trust(settings_of(home), 1, "a test")
+        assert self.load(settings_of(home)) is not None

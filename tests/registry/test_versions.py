@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from retraining.errors import PipelineError
+from retraining.files import hash_bytes
 from retraining.registry import open_registry
-from retraining.registry.facts import NotInRegistry
+from retraining.registry.facts import NotInRegistry, RegisteredVersion
 from retraining.training import load_training_module
 
 SettingsOf = Callable[..., Any]
@@ -56,14 +57,35 @@ class TestOutOfFold:
         (manifest,) = (home / "mlflow_server/artifacts").rglob("training_files.json")
         errors = manifest.with_name("out_of_fold_errors.json")
         assert registry.versions.out_of_fold_errors(version, module) == {}
-        errors.write_text('{"ab": 2.5}')
+        content = b'{"ab": 2.5}'
+        errors.write_bytes(content)
+        # It was registered without: one that is put there later is not believed.
+        assert registry.versions.out_of_fold_errors(version, module) == {}
+        version = version.with_tags({"out_of_fold_sha256": hash_bytes(content)})
         assert registry.versions.out_of_fold_errors(version, module) == {"ab": 2.5}
-        registry.versions.set_tag(1, "error_name", "another")
-        other = registry.versions.get(1)
+        other = version.with_tags({"error_name": "another"})
         assert registry.versions.out_of_fold_errors(other, module) == {}
-        errors.write_text('{"ab": "x"}')
-        with pytest.raises(PipelineError, match="^out_of_fold_errors.json of version 1 reads '"):
+
+    @pytest.mark.parametrize("content", [b'{"ab": 0.0}', b'{"ab": "x"}', b"[" * 10**5, None])
+    def test_changed_ones_are_refused(
+        self, home: Path, settings_of: SettingsOf, content: bytes | None
+    ) -> None:
+        """They say whether a challenger forgets."""
+        settings = settings_of(home)
+        registry, module = open_registry(settings), load_training_module(settings)
+        (manifest,) = (home / "mlflow_server/artifacts").rglob("training_files.json")
+        if content is not None:
+            manifest.with_name("out_of_fold_errors.json").write_bytes(content)
+        version = registry.versions.get(1).with_tags({"out_of_fold_sha256": "0" * 64})
+        with pytest.raises(PipelineError, match=r"^out_of_fold_errors\.json of version 1 is "):
             registry.versions.out_of_fold_errors(version, module)
+        # One of an older pipeline has no digest: what cannot be read is named all the same.
+        older = RegisteredVersion(1, version.run_id, {}, 0)
+        if content not in (None, b'{"ab": 0.0}'):
+            with pytest.raises(
+                PipelineError, match=r"^out_of_fold_errors\.json of version 1 reads"
+            ):
+                registry.versions.out_of_fold_errors(older, module)
 
 
 class TestFinding:

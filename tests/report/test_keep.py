@@ -406,6 +406,7 @@ class TestNothingNeedsIt:
         with pytest.raises(OSError, match="no space left"):
             run_orchestrator(settings_of(home))
 
+    @pytest.mark.slow
     def test_a_failure_after_the_verdict_adds_no_page(
         self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:

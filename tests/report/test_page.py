@@ -85,6 +85,32 @@ class TestPage:
         assert "could not be made" not in reader.text
         content.encode()
 
+    @pytest.mark.usefixtures("undrawn")
+    @pytest.mark.parametrize("where", ["report/page.html", "commands/replay.html"])
+    def test_no_page_may_run_or_fetch_anything(self, where: str) -> None:
+        """Not even if a name found a hole: the policy comes first, and needs no exception.
+
+        Styles stand in the page, as those of the charts stand in their marks.
+        """
+        template = (page.TEMPLATE.parents[1] / where).read_text()
+        head = template[template.index("<head>") :]
+        _, charset, policy, referrer, *_ = head.splitlines()
+        assert charset == '<meta charset="utf-8">'
+        assert referrer == '<meta name="referrer" content="no-referrer">'
+        (content,) = re.findall(
+            r'<meta http-equiv="Content-Security-Policy" content="(.*)">', policy
+        )
+        assert dict(one.split(" ", 1) for one in content.split("; ")) == {
+            "default-src": "'none'",
+            "style-src": "'unsafe-inline'",
+            "base-uri": "'none'",
+            "form-action": "'none'",
+        }
+        made = make_page(make_facts()).content if where == "report/page.html" else template
+        assert policy in made
+        assert not re.search(r"<script|\bon\w+\s*=|javascript:|@import|<base|<form", made, re.I)
+        assert not re.search(r"(?:src|href|action)=(?![\"']#)|url\((?!#)|//", made, re.I)
+
     def test_a_failure_with_a_hostile_text_is_text(self) -> None:
         """The sentence about a section that failed may quote a file."""
         reader = read_page(make_facts(missing={"changed": ValueError(HOSTILE)}))

@@ -33,7 +33,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "outcome", "text", "windows"),
     ("resampling", "settings"),
     ("gate",),
-    ("files",),
+    ("confined", "files"),
     ("journal", "kept_tables"),
     ("looks", "training"),
     ("cross_validation", "dask_cluster", "ground_truth", "identity"),

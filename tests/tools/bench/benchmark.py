@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import logging
 import os
 import platform
 import shutil
@@ -42,12 +43,15 @@ import numpy as np
 import pandas as pd
 from conftest import copy_home, make_home
 from grow import grow
+from large_files import peak_memory, write_large
 from sample_gts import write_recordings
 
 import train_classification_model as module
-from retraining import cross_validation
+from retraining import cross_validation, ground_truth
 from retraining.cross_validation import Fitter, Reader, Recording, Resources, train
 from retraining.identity import Observations, observe
+from retraining.intake import Learnt, take_in
+from retraining.journal import Memory
 from retraining.kept_tables import CACHE_FOLDER, KeptTables
 from retraining.known_recordings import KnownRecordings
 from retraining.settings import Settings
@@ -55,12 +59,13 @@ from retraining.training import load_training_module
 
 SHARED = ROOT.parent / "shared"
 TRAINING = load_training_module(Settings())
-MAX_FILE_MB = 200.0
 N_FOLDS, RANDOM_STATE = 5, 42
 N_RECORDINGS, N_NEW = 33, 15
 REPETITIONS = 7
 N_NAMES = 99_999
 N_KNOWN, N_BATCH = 10_000, 30
+N_BAD, BAD_REPETITIONS = 5000, 3
+LARGE_ROWS = 990_000
 GOLDEN_DIGITS = 1e-6
 STANDARD_LIBRARY = "import argparse, dataclasses, hashlib, json, logging, subprocess, tempfile"
 """What any program needs that has flags, a log, settings, and files that survive a power cut."""
@@ -206,7 +211,7 @@ def recordings_in(folder: Path) -> list[Path]:
 
 def read(paths: list[Path], tables: KeptTables | None = None) -> list[Recording]:
     """Read recordings in this process, as a training does."""
-    reader = Reader(TRAINING, tables, MAX_FILE_MB)
+    reader = Reader(TRAINING, tables)
     return [reader.recording(path) for path in paths]
 
 
@@ -246,7 +251,7 @@ def nights(folder: Path) -> Iterator[Figure]:
 def reading(paths: list[Path], home: Path) -> Iterator[Figure]:
     """Compare reading with features with a bare `pandas.read_csv`."""
     tables = KeptTables(home / CACHE_FOLDER, TRAINING.maker(), 256)
-    reader = Reader(TRAINING, tables, MAX_FILE_MB)
+    reader = Reader(TRAINING, tables)
 
     def read_csv() -> None:
         for path in paths:
@@ -254,7 +259,7 @@ def reading(paths: list[Path], home: Path) -> Iterator[Figure]:
 
     def read_all() -> None:
         for path in paths:
-            rows, _ = TRAINING.read(path, MAX_FILE_MB)
+            rows, _ = TRAINING.read(path)
             TRAINING.examples(rows)
             observe(TRAINING, rows)
 
@@ -274,6 +279,53 @@ def reading(paths: list[Path], home: Path) -> Iterator[Figure]:
         lambda: [reader.rows(one) for one in read(paths, tables)],
         read_csv,
     )
+
+
+def bad_files(folder: Path) -> Iterator[Figure]:
+    """Compare the intake of many tiny bad files with the same without waiting for the disk."""
+    homes = [folder / "bad" / str(number) for number in range(2 * BAD_REPETITIONS)]
+    for home in homes:
+        for name in ("new_gts", "used_gts"):
+            (home / name).mkdir(parents=True)
+        for number in range(N_BAD):
+            (home / "new_gts" / f"{number}.csv").write_bytes(b"bad %d" % number)
+    os.sync()
+    waiting = iter(homes)
+    logging.getLogger("pipeline").setLevel(logging.ERROR)
+
+    def refuse_all() -> None:
+        settings = Settings(home=next(waiting))
+        known = KnownRecordings.of(settings.home, TRAINING)
+        found = take_in(settings, TRAINING, known, Memory(), Learnt())
+        ground_truth.reject(settings, found.refusals)
+
+    def refuse_all_at_risk() -> None:
+        with mock.patch.object(os, "fsync", lambda _: None):
+            refuse_all()
+
+    yield compare(
+        f"rejecting {N_BAD:,} tiny bad files to the same without waiting for the disk",
+        refuse_all,
+        refuse_all_at_risk,
+        "5",
+        repetitions=BAD_REPETITIONS,
+        warm_up=0,
+    )
+
+
+def memory(folder: Path) -> Iterator[Figure]:
+    """Compare the peak memory of reading a large file with its size."""
+    for n_rows, n_objects in ((LARGE_ROWS, 400), (LARGE_ROWS, 20_000)):
+        path = write_large(folder / f"large-{n_objects}.csv", n_rows, n_objects)
+        ratios = [peak_memory(path, {}) for _ in range(3)]
+        size = path.stat().st_size / 1e6
+        yield Figure(
+            f"peak memory of all that is made of a file with {n_rows:,} rows and {n_objects:,} "
+            "objects, to its size",
+            ratios,
+            f"{statistics.median(ratios) * size:.0f} MB to {size:.0f} MB",
+            "12",
+        )
 
 
 def known_recordings(folder: Path) -> Iterator[Figure]:
@@ -367,7 +419,7 @@ def growing(folders: dict[int, Path]) -> Iterator[Figure]:
         warm_up=0,
     )
     always = mock.patch.object(cross_validation, "PARALLEL_READING_BYTES", 0)
-    reader, two = Reader(TRAINING, None, MAX_FILE_MB), Resources(n_jobs=2)
+    reader, two = Reader(TRAINING, None), Resources(n_jobs=2)
     with always, cross_validation._workers(two):
         yield compare(
             f"reading {len(middle):,} recordings in two running processes to one",
@@ -434,7 +486,7 @@ def fit_alone(recordings: list[Recording]) -> tuple[float, int]:
     everything = np.arange(len(recordings))
     lengths = [len(one.examples) for one in recordings]
     fitter = Fitter(
-        reader=Reader(TRAINING, None, MAX_FILE_MB),
+        reader=Reader(TRAINING, None),
         recordings=tuple(one.without_examples() for one in recordings),
         examples=pd.concat([one.examples for one in recordings], ignore_index=True),
         recording_of=np.repeat(everything, lengths),
@@ -514,6 +566,8 @@ def measure(folder: Path, only: str) -> tuple[list[Figure], str]:
         "nights": nights(folder),
         "reading": reading(paths, folder),
         "known": known_recordings(folder),
+        "bad": bad_files(folder),
+        "memory": memory(folder),
         "generations": generations(paths),
         "threads": threads(paths),
         "cycles": cycles(paths, folder),
