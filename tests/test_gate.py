@@ -219,6 +219,7 @@ class TestVerdict:
     @given(
         pairs=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=8)
     )
+    @pytest.mark.slow
     def test_no_two_models_replace_each_other(self, pairs: list[tuple[int, int]]) -> None:
         """Whatever the errors; and the order of the recordings does not matter."""
         first, second = zip(*pairs, strict=True)

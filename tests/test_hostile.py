@@ -220,10 +220,10 @@ class TestRegistryEditors:
     @pytest.mark.parametrize(
         "command",
         [
-            *("dry run", "predict"),
+            "dry run",
             *(
                 pytest.param(one, marks=pytest.mark.slow)
-                for one in ("run", "reproduce", "rollback")
+                for one in ("run", "predict", "reproduce", "rollback")
             ),
         ],
     )

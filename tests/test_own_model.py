@@ -177,6 +177,7 @@ class TestDocument:
 class TestLife:
     """Its own home, store and registered name."""
 
+    @pytest.mark.slow
     def test_a_whole_cycle(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Production fails on the new season and is replaced; nobody reads of other things."""
         said: list[str] = []
@@ -271,7 +272,8 @@ def write_noise(folder: Path) -> None:
 class TestLeaks:
     """What was promoted on pure noise, 59.5 % -> 0.0 %, before the pipeline split by itself."""
 
-    @pytest.mark.parametrize("leak", ["in sample", pytest.param("by row", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("leak", ["in sample", "by row"])
     def test_noise_cannot_be_learnt(self, tmp_path: Path, leak: str) -> None:
         """Deep trees know every grain by heart; the errors that count are of grains never seen."""
         source = (OWN_MODEL / "grain_quality.py").read_text()

@@ -593,6 +593,7 @@ class TestNoPromotion:
         assert run_orchestrator(healthy).outcome is Outcome.HEALTHY
         assert status(settings, None)["problems"] == []
 
+    @pytest.mark.slow
     def test_a_challenger_that_forgets(
         self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:

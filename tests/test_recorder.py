@@ -268,6 +268,7 @@ class TestArchiveBeforeIntake:
         assert [one for one in state["problems"] if "used_gts" in one] == []
         assert "which another version learnt" in " ".join(state["training_data"])
 
+    @pytest.mark.slow
     def test_files_of_another_version_serve_no_forgetting(
         self, lost: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:

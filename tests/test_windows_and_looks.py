@@ -39,6 +39,7 @@ def move_away(folder: Path) -> None:
 class TestWindows:
     """What is new decides; what is newest is compared."""
 
+    @pytest.mark.slow
     def test_a_bad_season_is_not_hidden_by_healthy_files(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -117,6 +118,7 @@ class TestLooks:
         assert limit_of(result.facts["verdict"]) == 0.0125
         assert "a repeated look: these recordings were compared 2 times before" in result.message
 
+    @pytest.mark.slow
     def test_a_corrected_recording_is_no_fresh_one(
         self, lost: Path, settings_of: SettingsOf
     ) -> None:

@@ -482,6 +482,7 @@ class TestPackages:
             ('"skops")', f'"skops"{packages})'),
         )
 
+    @pytest.mark.slow
     def test_one_that_nobody_names_is_refused(
         self, module_of: Module, named: Callable[..., None]
     ) -> None:

@@ -299,6 +299,7 @@ class TestOutcomes:
         assert "b" not in {tag for tag, _ in page.tags}
 
     @pytest.mark.parametrize("threshold", [1, 1000], ids=["judged", "healthy"])
+    @pytest.mark.slow
     def test_examples_may_hold_texts(
         self,
         home: Path,

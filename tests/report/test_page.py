@@ -360,6 +360,7 @@ class TestSections:
         assert "Version 2 is production now" in text
         assert "error of version 1" in text
 
+    @pytest.mark.slow
     def test_numbers_on_top_may_fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A verdict of another form: what was decided stands all the same."""
         cycle = make_cycle()
