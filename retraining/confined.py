@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,8 @@ for kind, most in (
     (resource.RLIMIT_FSIZE, limit),
     (resource.RLIMIT_CORE, 0),
 ):
+    hard = resource.getrlimit(kind)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(kind, (most, most))
 if sys.platform == "linux":
     import ctypes
@@ -75,6 +78,7 @@ def run_confined(words: list[str], settings: Settings, failure: str, remedy: str
             "MLFLOW_ENV_ROOT": os.environ.get("MLFLOW_ENV_ROOT")
             or str(Path("~/.mlflow/envs").expanduser()),
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PYTHONUSERBASE": site.getuserbase(),  # packages that pip installed for this user
             "HOME": folder,
             "TMPDIR": folder,
         }

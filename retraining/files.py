@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import stat
@@ -38,6 +39,7 @@ NO_LINKS = (
 REFUSED = (errno.EACCES, errno.EPERM)
 LONGEST_NAME_BYTES = 230
 """Filesystems allow 255; the rest is room for a number and for the suffix of the reason."""
+MOST_NUMBERED = 100
 SEAL_BYTES = 64
 SETTLE_SECONDS = 1.0
 HOLDER_SECONDS = 0.2
@@ -346,13 +348,17 @@ def own_folder(folder: Path, home: Path, *, make: bool = False) -> Iterator[Path
         if not os.access(held, os.W_OK | os.X_OK):
             raise _not_ours(folder, "may not be written to")
         yield held
+    except OSError as error:
+        if str(error.filename).startswith("/proc/self/fd/"):
+            error.filename = str(folder / Path(str(error.filename)).name)
+        raise
     finally:
         os.close(descriptor)
 
 
 def _not_ours(folder: Path, what: str) -> NotOurFolder:
     return NotOurFolder(
-        f"{folder} {what}, where the pipeline keeps a folder of its own: remove it, the next "
+        f"{folder} {what}, where the pipeline keeps a folder of its own: move it away, the next "
         "command makes one that is right"
     )
 
@@ -453,6 +459,9 @@ def open_regular(
             raise UnusableFile(what, remedy) from error
         if error.errno in (errno.ENXIO, errno.EISDIR):
             raise not_a_file from error
+        if error.errno == errno.EAGAIN:
+            what, remedy = "is held by another program", "wait until that lets it go"
+            raise UnusableFile(what, remedy) from error
         raise
     try:
         status = os.fstat(descriptor)
@@ -578,8 +587,8 @@ def _being_written(path: Path) -> bool | None:
         return None
     try:
         descriptor = _open_itself(path)
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno == errno.EAGAIN  # somebody holds a lease to write
     try:
         # A writer who comes right now breaks the lease: by SIGIO, which would end this process.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
@@ -597,7 +606,10 @@ def _being_written(path: Path) -> bool | None:
 
 
 def free_name(name: str, folder: Path, taken: Collection[str] = ()) -> str:
-    """Return the name, or NAME-1.csv, NAME-2.csv ... if it is taken; shortened if too long."""
+    """Return the name, or NAME-1.csv, NAME-2.csv ... if it is taken; shortened if too long.
+
+    After a hundred, something random in place of the number.
+    """
     stem, suffix = Path(name).stem, Path(name).suffix
     if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
         stem = os.fsencode(stem)[: LONGEST_NAME_BYTES - len(os.fsencode(suffix))].decode(
@@ -606,7 +618,9 @@ def free_name(name: str, folder: Path, taken: Collection[str] = ()) -> str:
     candidate, number = f"{stem}{suffix}", 0
     while os.path.lexists(folder / candidate) or candidate in taken:
         number += 1
-        candidate = f"{stem}-{number}{suffix}"
+        # Thousands of one name would each be tried after the other.
+        more = number if number <= MOST_NUMBERED else secrets.token_hex(4)
+        candidate = f"{stem}-{more}{suffix}"
     return candidate
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from retraining.errors import PipelineError, TryLaterError
+from retraining.errors import PipelineError, TryLaterError, stop_request
 from retraining.files import (
     Moves,
     NotOurFolder,
@@ -52,23 +53,31 @@ logger = logging.getLogger("pipeline")
 # --- What lies there ---
 
 
-def hashes_in(folder: Path, sizes: Collection[int] | None = None) -> dict[str, str]:
+def hashes_in(
+    folder: Path, sizes: Collection[int] | None = None, *, max_mb: float = math.inf
+) -> dict[str, str]:
     """Return SHA-256 -> name of the CSV files of a folder.
 
     Parameters
     ----------
     sizes
         Only files of these sizes in bytes: no other can equal a file of such a size.
+    max_mb
+        Only files up to this size, where others put them: no larger one is a recording.
     """
-    return {sha256: path.name for path, sha256 in _hashed(folder, sizes)}
+    return {sha256: path.name for path, sha256 in _hashed(folder, sizes, max_mb)}
 
 
-def _hashed(folder: Path, sizes: Collection[int] | None = None) -> Iterator[tuple[Path, str]]:
+def _hashed(
+    folder: Path, sizes: Collection[int] | None, max_mb: float
+) -> Iterator[tuple[Path, str]]:
     for name in waiting_names(folder):
+        stop_request.obey()
         # Of what others put there: what is gone, no file, or not ours to read is no recording.
         with contextlib.suppress(FileNotFoundError, UnusableFile):
             path = folder / name
-            if sizes is None or path.lstat().st_size in sizes:
+            n_bytes = path.lstat().st_size
+            if n_bytes <= max_mb * 1e6 and (sizes is None or n_bytes in sizes):
                 yield path, hash_regular_file(path)
 
 
@@ -261,7 +270,7 @@ def rejected_times(settings: Settings) -> dict[str, int]:
         if folder is None:
             return found
         for name in _rejected_names(folder):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 found[name] = (folder / f"{name}{REASON_SUFFIX}").lstat().st_mtime_ns
     return found
 
@@ -368,7 +377,7 @@ def archive(settings: Settings, manifest_hashes: Collection[str]) -> list[str]:
     _join_interrupted_moves(settings)
     learnt: dict[str, Path] = {}
     sizes = set()
-    for path, sha256 in _hashed(settings.new_gts):
+    for path, sha256 in _hashed(settings.new_gts, None, settings.max_file_mb):
         if sha256 in manifest_hashes and sha256 not in learnt:
             with contextlib.suppress(FileNotFoundError):
                 sizes.add(path.lstat().st_size)
@@ -377,16 +386,37 @@ def archive(settings: Settings, manifest_hashes: Collection[str]) -> list[str]:
     if settings.new_gts.stat().st_dev != settings.used_gts.stat().st_dev:
         # A crash came between the copy to the other disk and this.
         _remove(*(path for sha256, path in learnt.items() if sha256 in used))
-    return _archived(settings, [path for sha256, path in learnt.items() if sha256 not in used])
+    paths = [path for sha256, path in learnt.items() if sha256 not in used]
+    return _archived(settings, paths, manifest_hashes)
 
 
-def _archived(settings: Settings, paths: Collection[Path]) -> list[str]:
-    """Move files to used_gts/, where nobody else may write to them; return their names there."""
+def _archived(settings: Settings, paths: Collection[Path], contents: Collection[str]) -> list[str]:
+    """Move files to used_gts/, where nobody else may write to them; return their names there.
+
+    Parameters
+    ----------
+    contents
+        SHA-256 of what they may hold: one that another put in its place meanwhile goes back.
+    """
     if not paths:
         return []
     moves = move_files(dict.fromkeys(paths, ""), settings.used_gts, own_inode=True)
     _tell_left(moves)
-    return [path.name for path in moves.moved.values()]
+    return [
+        target.name
+        for source, target in moves.moved.items()
+        if not _taken_back(target, source, contents)
+    ]
+
+
+def _taken_back(target: Path, source: Path, contents: Collection[str]) -> bool:
+    """Move what is not of these contents back; say whether it was."""
+    with contextlib.suppress(UnusableFile):
+        if hash_regular_file(target) in contents:
+            return False
+    logger.warning("%s changed while it was moved; it goes back", printable(source.name))
+    move_files({target: source.name}, source.parent)
+    return True
 
 
 def _remove(*paths: Path) -> None:
@@ -449,7 +479,10 @@ def finish_replacement(settings: Settings, entry: Replaced) -> None:
             if _holds(place, entry.old_sha256):
                 _set_aside(place, entry.old_sha256, settings.replaced_gts / entry.kept_as)
             if not os.path.lexists(place):
-                _tell_left(move_files({source: place.name}, place.parent, own_inode=True))
+                moves = move_files({source: place.name}, place.parent, own_inode=True)
+                _tell_left(moves)
+                for target in moves.moved.values():
+                    _taken_back(target, source, {entry.sha256})
             elif source != place and _holds(place, entry.sha256):
                 _remove(source)  # a crash came between the copy and this
         if source.parent != settings.new_gts and not os.path.lexists(source):
@@ -567,9 +600,17 @@ def _set_aside(path: Path, sha256: str, target: Path) -> None:
         _tell_left(move_files({path: target.name}, target.parent, own_inode=True))
 
 
-def archive_learnt(settings: Settings, names: Iterable[str]) -> list[str]:
-    """Move files of new_gts/ that production learnt to used_gts/, and return their names there."""
-    return _archived(settings, [settings.new_gts / name for name in names])
+def archive_learnt(
+    settings: Settings, names: Iterable[str], contents: Collection[str]
+) -> list[str]:
+    """Move files of new_gts/ that production learnt to used_gts/, and return their names there.
+
+    Parameters
+    ----------
+    contents
+        SHA-256 of all that it learnt.
+    """
+    return _archived(settings, [settings.new_gts / name for name in names], contents)
 
 
 def files_of(

@@ -49,7 +49,7 @@ def take_inventory(settings: Settings, manifest: Manifest, memory: Memory) -> In
     used, learnt = hashes_in(settings.used_gts), manifest.names
     added = {sha256: name for sha256, name in used.items() if sha256 not in learnt}
     gone = {sha256: name for sha256, name in learnt.items() if sha256 not in used}
-    waiting = hashes_in(settings.new_gts) if gone else {}
+    waiting = hashes_in(settings.new_gts, max_mb=settings.max_file_mb) if gone else {}
     hold, today = withdrawn_recordings(settings, memory), contents_today(memory)
     withdrawn = {sha256 for one in hold.values() for sha256 in one.contents}
     copies = {one.old_sha256 for one in memory.all(Replaced) if one.reason == COPY}

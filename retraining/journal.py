@@ -106,6 +106,24 @@ class Vouch(Entry):
 
 
 @dataclass(frozen=True)
+class BecameProduction(Entry):
+    """A version is about to become production, by a command of this home.
+
+    Parameters
+    ----------
+    replaced
+        The production version until now; None if there was none.
+    """
+
+    KIND: ClassVar[str] = "became_production"
+    version: int
+    replaced: int | None
+    event: str
+    model_name: str
+    at: str
+
+
+@dataclass(frozen=True)
 class Arrival(Entry):
     """A content of a recording was seen for the first time; its place is the order of arrival.
 

@@ -103,7 +103,7 @@ class Recorder:
         if found.arrivals or found.replacements:
             journal.append(*found.arrivals, *found.replacements)
         ground_truth.reject(settings, found.refusals)
-        ground_truth.archive_learnt(settings, found.learnt)
+        ground_truth.archive_learnt(settings, found.learnt, cycle.champion.manifest.names)
         for one in found.replacements:
             ground_truth.finish_replacement(settings, one)
         for note in batch.notes:

@@ -336,7 +336,9 @@ class Settings:
     @property
     def has_own_store(self) -> bool:
         """Whether the store is a file of this home: then only who may write that may edit it."""
-        return self.database is not None and self.database.is_relative_to(self.home)
+        return self.database is not None and self.database.resolve().is_relative_to(
+            self.home.resolve()
+        )
 
     @property
     def artifacts(self) -> Path:

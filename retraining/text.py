@@ -106,6 +106,7 @@ PAIR = re.compile(
 FLAG = re.compile(
     rf"(?<![\w-])--?[\w-]{{0,40}}?{_NAME}[\w-]{{0,40}}+(?:\s|['\"],)['\",\s]{{0,8}}+", re.IGNORECASE
 )
+NAME_OF_FILE = re.compile(r"\.(?:csv|py|json|html|toml|txt|md|log|pkl|db)\Z", re.IGNORECASE)
 PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END|\Z)", re.DOTALL | re.IGNORECASE
 )
@@ -232,10 +233,19 @@ def _without_values(text: str, pattern: re.Pattern[str]) -> str:
 
 
 def _separates(found: re.Match[str]) -> bool:
-    """Say whether a value follows; a comma separates only what stands in quotes."""
+    """Say whether a value follows; a comma separates only what stands in quotes.
+
+    No value follows the name of a file.
+    """
     groups = found.groupdict()
     sep, closed = groups.get("sep"), groups.get("closed")
-    return sep is None or sep != "," or bool(closed and closed[-1] in "\"'`")
+    if sep is None:
+        return True
+    name = found.string[found.start() : found.start("closed")]
+    is_path = sep == "," and found.string[: found.start()].endswith("/")
+    if is_path or NAME_OF_FILE.search(name):
+        return False
+    return sep != "," or bool(closed and closed[-1] in "\"'`")
 
 
 def _end_of_value(text: str, found: re.Match[str]) -> int:
@@ -364,6 +374,13 @@ def _forms(environment: tuple[tuple[str, str], ...], words: tuple[str, ...]) -> 
             users.update({user, unquote(user)} - {""})
             secrets.update((secret, unquote(secret)))
     forms = {form for secret in secrets for form in _ways_to_write(secret, users)}
+    # A folder of the paths that advice is made of is not hidden there.
+    named = dict(environment)
+    forms -= {
+        part
+        for path in (*map(named.get, ("HOME", "PWD")), sys.prefix)
+        for part in (path or "").split("/")
+    }
     return tuple(sorted((one for one in forms if len(one) >= SHORTEST_KNOWN), key=len)[::-1])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from retraining.errors import PipelineError, TryLaterError
-from retraining.journal import Journal, Vouch, who
+from retraining.journal import Journal, Memory, Vouch, who
 from retraining.looks import Look
 from retraining.outcome import Outcome
 from retraining.registry import Registry
@@ -50,7 +50,7 @@ def vouch_for(
     vouch, journal = _vouch(settings, version), Journal(settings.home)
     if reason:
         vouch = replace(vouch, reason=reason, who=who(), at=now())
-    if journal.read().vouches(settings.model_name).get(version.number) != vouch:
+    if registry.vouches.last(version, journal.read()) != vouch:
         journal.append(vouch)
 
 
@@ -68,7 +68,10 @@ def seed(settings: Settings, registry: Registry) -> None:
         If the store does not answer; the journal is not begun then.
     """
     journal = Journal(settings.home)
-    if journal.read().number:
+    memory = journal.read()
+    if memory.number:
+        if not all(one.digest for one in memory.vouches(settings.model_name).values()):
+            _renew(settings, registry, memory)
         return
     vouches, refused = [], []
     numbers = (registry.production.number(), registry.production.previous_number())
@@ -87,6 +90,15 @@ def seed(settings: Settings, registry: Registry) -> None:
     said = [" and ".join(f"version {one.version}" for one in vouches) or "no version", *refused]
     level = logging.WARNING if refused else logging.INFO
     logger.log(level, "began %s: it vouches for %s", journal.path, ", ".join(said))
+
+
+def _renew(settings: Settings, registry: Registry, memory: Memory) -> None:
+    """Let the words of an older pipeline for production cover all that decides."""
+    for number in {registry.production.number(), registry.production.previous_number()} - {None}:
+        version = registry.versions.get(int(number or 0))
+        said = registry.vouches.of(version, memory)
+        if said and not said.digest:
+            Journal(settings.home).append(_vouch(settings, registry.versions.seal(version)))
 
 
 def _looks_of_runs(settings: Settings, registry: Registry) -> Iterator[Look]:

@@ -128,3 +128,16 @@ def test_hooks_keep_all_but_the_password_of_the_store(monkeypatch: pytest.Monkey
     assert "secret" not in found.values()
     assert found["MY_CHAT_ROOM"] == "room"
     assert found["PATH"] == os.environ["PATH"]
+
+
+def test_a_lower_limit_of_the_system_holds() -> None:
+    """Whoever set it may not raise it either."""
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)); "
+        "from retraining.confined import run_confined; from retraining.settings import Settings; "
+        "run_confined(['-c', 'print(1)'], Settings(), 'it fails', 'look')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -13,6 +13,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ from retraining import cross_validation
 from retraining.commands.history import history
 from retraining.commands.trust import trust
 from retraining.errors import PipelineError
-from retraining.journal import JOURNAL_NAME
+from retraining.journal import JOURNAL_NAME, Journal, Vouch
 from retraining.outcome import Outcome
 from retraining.registry import open_registry
-from retraining.registry.facts import SEALED_TAGS
+from retraining.registry.facts import SEALED_TAGS, NotInRegistry
 from retraining.registry.stored_models import folder_digest, older_folder_digest
 from retraining.training import load_training_module
+from retraining.vouching import seed, vouch_for
 
 SettingsOf = Callable[..., Any]
 MODULE = "train_classification_model.py"
@@ -146,8 +148,8 @@ class TestArtifactWriters:
         lines = [f"{digest}  {name}" for name, digest in digests_of(one)]
         (other / f"a\n{lines[1]}").write_bytes(b"1")
         assert folder_digest(one) != folder_digest(other)
-        assert older_folder_digest(other) == ""
-        assert older_folder_digest(one) != ""
+        assert older_folder_digest(other) is None
+        assert older_folder_digest(one) is not None
 
     def test_a_file_that_mlflow_would_leave_is_left_out_at_the_top_only(
         self, tmp_path: Path
@@ -364,6 +366,68 @@ class TestRegistryEditors:
         assert "it is left out" in caplog.text
         # What the home itself remembers decides about the probation.
         assert registry.production.on_probation_against(registry.versions.get(2)) == 1
+
+    def test_a_forged_run_leads_no_rollback_elsewhere(
+        self, promoted: Path, settings_of: SettingsOf
+    ) -> None:
+        """Whoever may write runs says what was production before."""
+        settings = settings_of(promoted)
+        client, name = client_of(settings)
+        run = client.create_run(
+            client.get_experiment_by_name(name).experiment_id,
+            tags={"pipeline_from": "7", "pipeline_to": "2", "pipeline_event": "promotion"},
+            run_name="ModelPromotion",
+        )
+        client.set_terminated(run.info.run_id)
+        assert open_registry(settings).production.replaced_by(2) == 1
+
+    def test_a_word_of_an_older_pipeline_is_renewed_over_all_that_decides(
+        self, promoted: Path, settings_of: SettingsOf
+    ) -> None:
+        """It was over the model and what it learnt alone."""
+        settings = settings_of(promoted)
+        registry = open_registry(settings)
+        version = registry.versions.get(2)
+        (promoted / JOURNAL_NAME).unlink()
+        Journal(promoted).append(
+            Vouch(
+                version=2,
+                artifact_sha256=version.tags["artifact_sha256"],
+                manifest_sha256=version.tags["manifest_sha256"],
+                run_id=version.run_id,
+                model_name=settings.model_name,
+            )
+        )
+        registry.vouches.check(version)
+        seed(settings, registry)
+        client, name = client_of(settings)
+        client.set_model_version_tag(name, "2", "out_of_fold_sha256", "none")
+        with pytest.raises(PipelineError, match="version 2 is not what this home vouches for"):
+            registry.vouches.check(registry.versions.get(2))
+
+    def test_a_manifest_that_was_edited_is_not_trusted_either(
+        self, home: Path, settings_of: SettingsOf
+    ) -> None:
+        """The next run would refuse it."""
+        artifacts(home, 1, "training_files.json").write_text('{"files": []}')
+        with pytest.raises(PipelineError, match="is not the one that was registered"):
+            trust(settings_of(home), 1, "a test")
+
+    @pytest.mark.parametrize("number", [0, -1, 10**30])
+    def test_a_number_that_no_version_has(
+        self, home: Path, settings_of: SettingsOf, number: int
+    ) -> None:
+        """Not to be tried again later."""
+        with pytest.raises(NotInRegistry, match="there is no version"):
+            trust(settings_of(home), number, "a test")
+
+    def test_two_stores_may_count_from_one(self, home: Path, settings_of: SettingsOf) -> None:
+        """What was said of version 1 of another store is no word against this one."""
+        settings = settings_of(home)
+        version = open_registry(settings).versions.get(1)
+        other = replace(version, run_id="of another store")
+        vouch_for(settings, open_registry(settings), other)
+        open_registry(settings).vouches.check(version)
 
     def test_a_forged_run_ends_no_probation(self, promoted: Path, settings_of: SettingsOf) -> None:
         """Whoever may write runs says that version 2 has met new recordings."""

@@ -160,7 +160,7 @@ class TestRejectedIsNoFolderOfOurs:
         assert everything_in(settings.home) == before
         (line,) = warnings_of(caplog)
         assert f"{settings.rejected_gts} " in line
-        assert "remove it" in line
+        assert "move it away" in line
         assert "a.csv (is torn), b.csv (is torn)" in line
         assert "/proc/" not in line
 
@@ -178,7 +178,7 @@ class TestRejectedIsNoFolderOfOurs:
         assert ground_truth.rejected_files(settings) == ()
         (told,) = notices._rejections(settings).values()
         assert "mlflow.csv" not in told
-        assert "remove it" in told
+        assert "move it away" in told
 
     @instead_of_rejected
     @pytest.mark.parametrize("names", [[], ["mlflow.csv"]], ids=["all", "by name"])
@@ -192,7 +192,7 @@ class TestRejectedIsNoFolderOfOurs:
             reason = folder / f"mlflow.csv{ground_truth.REASON_SUFFIX}"
             reason.write_text(json.dumps({"file": "mlflow.csv"}))
         before = everything_in(settings.home)
-        with pytest.raises(PipelineError, match=r"new_gts/rejected .*remove it"):
+        with pytest.raises(PipelineError, match=r"new_gts/rejected .*move it away"):
             ground_truth.requeue(settings, names)
         assert everything_in(settings.home) == before
 
@@ -203,7 +203,7 @@ class TestRejectedIsNoFolderOfOurs:
         """A used file is no parked one."""
         put(settings)
         (settings.used_gts / "a.csv").write_bytes(b"used")
-        with pytest.raises(PipelineError, match=r"new_gts/rejected .*remove it"):
+        with pytest.raises(PipelineError, match=r"new_gts/rejected .*move it away"):
             correct._find(settings, "a.csv")
 
     @instead_of_rejected
@@ -221,7 +221,7 @@ class TestRejectedIsNoFolderOfOurs:
         """As a problem: somebody must look."""
         assert ground_truth.rejected_problem(settings) == ""
         put(settings)
-        assert "remove it" in ground_truth.rejected_problem(settings)
+        assert "move it away" in ground_truth.rejected_problem(settings)
 
     def test_a_folder_that_is_swapped_for_a_link_meanwhile_is_not_followed(
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
@@ -854,3 +854,95 @@ class TestAnotherUserOfTheMachine:
         settings.used_gts.chmod(0o775)
         os.chown(settings.used_gts, 0, 0)
         assert status.open_to_others(settings) == ""
+
+
+class TestWhileWeWork:
+    """What a dropper changes between one look and the next, or holds."""
+
+    def test_a_lease_to_write_is_no_more_than_a_file_that_is_still_being_written(
+        self, settings: Settings, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Taken by whoever owns a file, without any right; nobody else can open it meanwhile."""
+        caplog.set_level(logging.INFO, "pipeline")
+        held, other = settings.new_gts / "held.csv", settings.new_gts / "other.csv"
+        for path in (held, other):
+            path.write_text("a\n1\n")
+        before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+        descriptor = os.open(held, os.O_RDWR)
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            assert files.settled([held, other]) == [other]
+            assert list(ground_truth.hashes_in(settings.new_gts).values()) == ["other.csv"]
+            assert ground_truth.archive(settings, {files.hash_file(other)}) == ["other.csv"]
+        finally:
+            os.close(descriptor)
+            signal.signal(signal.SIGIO, before)
+        assert "held.csv is still being written; left for the next run" in caplog.text
+
+    def test_what_is_swapped_in_while_learnt_files_are_archived_goes_back(
+        self,
+        settings: Settings,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Another content, a link: neither gets among the training data."""
+        for name in ("a.csv", "b.csv", "c.csv"):
+            (settings.new_gts / name).write_text(f"a\n{name}\n")
+        learnt = set(ground_truth.hashes_in(settings.new_gts))
+        move = files.move_files
+
+        def swap(names: Any, folder: Path, **named: Any) -> Any:
+            if folder == settings.used_gts:
+                (settings.new_gts / "a.csv").write_text("a\nfalse labels\n")
+                (settings.new_gts / "b.csv").unlink()
+                (settings.new_gts / "b.csv").symlink_to("/etc/passwd")
+            return move(names, folder, **named)
+
+        monkeypatch.setattr(ground_truth, "move_files", swap)
+        assert ground_truth.archive(settings, learnt) == ["c.csv"]
+        assert [path.name for path in settings.used_gts.iterdir()] == ["c.csv"]
+        assert sorted(path.name for path in settings.new_gts.iterdir()) == ["a.csv", "b.csv"]
+        assert caplog.text.count("changed while it was moved; it goes back") == 2
+
+    def test_a_sparse_terabyte_is_not_hashed(self, settings: Settings, ten_seconds: None) -> None:
+        """It would take an hour with the lock held; no recording is so large."""
+        with (settings.new_gts / "large.csv").open("wb") as stream:
+            stream.truncate(10**12)
+        assert ground_truth.hashes_in(settings.new_gts, max_mb=settings.max_file_mb) == {}
+        assert ground_truth.archive(settings, {"0" * 64}) == []
+
+    def test_a_thousand_long_names_that_begin_alike_cost_a_thousand_looks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not a look at each of the names before."""
+        looks = []
+        exists = os.path.lexists
+
+        def look(path: Path) -> bool:
+            looks.append(path)
+            return exists(path)
+
+        monkeypatch.setattr(os.path, "lexists", look)
+        for number in range(500):
+            name = files.free_name("x" * 240 + f"{number}.csv", tmp_path)
+            (tmp_path / name).touch()
+        assert len([*tmp_path.iterdir()]) == 500
+        assert len(looks) < 500 * (files.MOST_NUMBERED + 10)
+
+    def test_a_name_of_all_bytes_that_a_filesystem_allows_stops_no_telling(
+        self, settings: Settings
+    ) -> None:
+        """There is no room for the name of its reason."""
+        settings.rejected_gts.mkdir()
+        (settings.rejected_gts / ("x" * 255)).touch()
+        assert ground_truth.rejected_times(settings) == {}
+
+    def test_no_message_names_a_descriptor(self, settings: Settings) -> None:
+        """But the folder that a person can look at."""
+        settings.rejected_gts.mkdir()
+        with (
+            pytest.raises(OSError) as caught,
+            files.own_folder(settings.rejected_gts, settings.home) as folder,
+        ):
+            (folder / ("x" * 256)).touch()
+        assert caught.value.filename == str(settings.rejected_gts / ("x" * 256))

@@ -52,7 +52,7 @@ from test_files import GOOD_NAMES, TRAPS, everything_in, python_process
 import train_classification_model as stems
 from retraining import ground_truth, intake
 from retraining.errors import TryLaterError
-from retraining.files import hash_bytes, waiting_names
+from retraining.files import hash_bytes, hash_file, waiting_names
 from retraining.ground_truth import KNOWN, PARKED, Refusal
 from retraining.intake import Intake, Learnt
 from retraining.journal import COPY, CORRECTION, WHOLE, Journal, Withdrawn
@@ -137,12 +137,17 @@ class Place:
         found.known.save()
         self.journal.append(*found.arrivals, *found.replacements)
         ground_truth.reject(self.settings, found.refusals)
-        ground_truth.archive_learnt(self.settings, found.learnt)
+        ground_truth.archive_learnt(self.settings, found.learnt, self.contents(found.learnt))
         for one in found.replacements:
             ground_truth.finish_replacement(self.settings, one)
         if archived:
-            ground_truth.archive_learnt(self.settings, [one.name for one in found.files])
+            names = [one.name for one in found.files]
+            ground_truth.archive_learnt(self.settings, names, self.contents(names))
         return found
+
+    def contents(self, names: Iterable[str]) -> set[str]:
+        """Return the SHA-256 of files in new_gts/."""
+        return {hash_file(self.settings.new_gts / name) for name in names}
 
     def lose_files(self) -> None:
         """Let production have learnt what used_gts/ holds, and lose the files."""

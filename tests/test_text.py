@@ -228,6 +228,9 @@ class TestSecrets:
             ("12:30:45 a@b.csv", "12:30:45 a@b.csv"),
             ("rec:1@2.csv and 'sort -u a b'", "rec:1@2.csv and 'sort -u a b'"),
             ("tcp://a:8786,tcp://b:8787", "tcp://a:8786,tcp://b:8787"),
+            ("no file 'password.csv', it holds: a", "no file 'password.csv', it holds: a"),
+            ("no '../etc/passwd', neither here", "no '../etc/passwd', neither here"),
+            ("secret_garden.csv: column a", "secret_garden.csv: column a"),
             ("http://[::1]:5000/x", "http://[::1]:5000/x"),
             ("sqlite:////srv/st@ems/mlflow.db", "sqlite:////srv/st@ems/mlflow.db"),
             ("models:/Stems@production", "models:/Stems@production"),
@@ -375,3 +378,13 @@ def test_times_tell_their_offset() -> None:
     for text in (now(), as_local_time(1e9)):
         assert text[10] == "T"
         assert text[19] in "+-"
+
+
+def test_a_secret_that_is_a_folder_of_the_home_hides_no_advice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is to be typed must be read; such a word is no secret any more."""
+    monkeypatch.setenv("DB_PASSWORD", "stems")
+    monkeypatch.setenv("HOME", "/srv/stems")
+    assert printable("--home /srv/stems/one") == "--home /srv/stems/one"
+    assert printable("password=stems") == "password=***"

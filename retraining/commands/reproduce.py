@@ -117,7 +117,7 @@ def _gather(settings: Settings, number: int, manifest: Manifest, folder: Path) -
         *(settings.new_gts, settings.used_gts),
     ):
         if place.is_dir():
-            names = ground_truth.hashes_in(place)
+            names = ground_truth.hashes_in(place, max_mb=settings.max_file_mb)
             places |= {sha256: place / name for sha256, name in names.items()}
     missing = [one for one in manifest.files if one.sha256 not in places]
     if missing:

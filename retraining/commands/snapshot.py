@@ -230,14 +230,17 @@ def _at_hand(settings: Settings) -> _AtHand:
     # In the order in which files move, so that none that moves just now is overlooked.
     waiting = [settings.new_gts / name for name in waiting_names(settings.new_gts)]
     at_rest = {*settled(waiting)}
-    new = {sha256: path for sha256, path in _hashed(settings.new_gts).items() if path in at_rest}
-    used = _hashed(settings.used_gts)
-    replaced = _hashed(settings.replaced_gts) if settings.replaced_gts.is_dir() else {}
+    most = settings.max_file_mb
+    hashed = _hashed(settings.new_gts, most)
+    new = {sha256: path for sha256, path in hashed.items() if path in at_rest}
+    used = _hashed(settings.used_gts, most)
+    replaced = _hashed(settings.replaced_gts, most) if settings.replaced_gts.is_dir() else {}
     return _AtHand(new, used, replaced, len(waiting) - len(at_rest))
 
 
-def _hashed(folder: Path) -> dict[str, Path]:
-    return {sha256: folder / name for sha256, name in ground_truth.hashes_in(folder).items()}
+def _hashed(folder: Path, max_mb: float) -> dict[str, Path]:
+    names = ground_truth.hashes_in(folder, max_mb=max_mb)
+    return {sha256: folder / name for sha256, name in names.items()}
 
 
 def _parts(settings: Settings, origin: Origin, memory: Memory, at_hand: _AtHand) -> _Parts:

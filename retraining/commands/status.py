@@ -101,7 +101,8 @@ def _waiting(
     """Count the files in new_gts/, and those of them that production was judged on."""
     names = waiting_names(settings.new_gts)
     first_seen, judged = memory.first_seen(), past.judged_by(champion.number)
-    contents = ground_truth.hashes_in(settings.new_gts) if judged else {}
+    waiting = settings.new_gts
+    contents = ground_truth.hashes_in(waiting, max_mb=settings.max_file_mb) if judged else {}
     n_judged = sum(
         sha256 in first_seen and first_seen[sha256].identity in judged for sha256 in contents
     )
@@ -134,6 +135,8 @@ def _still_above(
 def open_to_others(settings: Settings) -> str:
     """Say which folders other users can write to; new_gts/ is for others."""
     ours = [settings.home, *(one for one in settings.folders if one != settings.new_gts)]
+    if settings.has_own_store and settings.database:
+        ours += [settings.database.parent, settings.artifacts]
     found = [str(one) for one in ours if one.is_dir() and is_open_to_others(one)]
     if not found:
         return ""

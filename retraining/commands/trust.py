@@ -9,7 +9,7 @@ from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, UsageError
 from retraining.files import exclusive_lock
 from retraining.registry import open_registry
-from retraining.registry.facts import TAG_ARTIFACT_HASH, TAG_CODE
+from retraining.registry.facts import TAG_ARTIFACT_HASH, TAG_CODE, TAG_MANIFEST_HASH
 from retraining.settings import Settings, check_home
 
 
@@ -42,8 +42,19 @@ def trust(settings: Settings, number: int, reason: str) -> list[str]:
         recovery.tidy(settings)
         registry = open_registry(settings)
         version = registry.versions.seal(registry.versions.get(number))
+        says_what_it_learnt = TAG_MANIFEST_HASH in version.tags
+        if says_what_it_learnt:
+            registry.versions.manifest(version)
         vouching.vouch_for(settings, registry, version, reason)
+    notes = (
+        []
+        if says_what_it_learnt
+        else [
+            "it does not say what it was trained on: predict and rollback take it, a cycle does not"
+        ]
+    )
     return [
+        *notes,
         f"version {number} is trusted from now on: {reason}",
         f"its files have SHA-256 {version.tags[TAG_ARTIFACT_HASH]}",
         f"its code has SHA-256 {version.read.text(TAG_CODE, 'unknown')}",

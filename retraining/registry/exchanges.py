@@ -35,6 +35,7 @@ class _Limits:
     seconds: float
     most_bytes: float
     waited: float = 0.0
+    n_bytes: int = 0
 
 
 _limits = _Limits(seconds=30.0, most_bytes=2e9)
@@ -62,9 +63,16 @@ def _install() -> None:
     ):
         pool.ConnectionCls = type(f"Watched{connection.__name__}", (_Watched, connection), {})
     HTTPAdapter.send = _bounded(HTTPAdapter.send)
-    events = {"before_cursor_execute": _query_begins, "after_cursor_execute": _query_ends}
+    events: dict[str, Callable[..., None]] = {
+        "before_cursor_execute": _query_begins,
+        "after_cursor_execute": _query_ends,
+        "commit": _transaction_ends,
+        "rollback": _transaction_ends,
+        "handle_error": _query_failed,
+    }
     for name, listener in events.items():
         sqlalchemy.event.listen(sqlalchemy.engine.Engine, name, listener)
+    sqlalchemy.event.listen(sqlalchemy.pool.Pool, "checkin", _given_back)
 
 
 # --- The watcher ---
@@ -179,34 +187,36 @@ def _bounded(send: Callable[..., Any]) -> Callable[..., Any]:
 
             raise Lost(f"all its answers together took more than {_limits.waited:.0f} seconds")
         seconds = getattr(_of_thread, "seconds", _limits.seconds)
-        exchange = _Exchange(seconds + _length(request.body) / SLOWEST_BYTES)
+        for_upload = _length(request.body) / SLOWEST_BYTES
+        exchange = _Exchange(seconds + for_upload)
         _of_thread.exchange = exchange
         try:
             response = send(adapter, request, stream=stream, **named)
         finally:
             _of_thread.exchange = None
-            _limits.waited += time.monotonic() - exchange.begun
-        limit = _limits.most_bytes if stream else MOST_REPLY_BYTES
-        response.raw.stream = _bounded_stream(response.raw, exchange, limit)
+            _limits.waited += max(time.monotonic() - exchange.begun - for_upload, 0.0)
+        response.raw.stream = _bounded_stream(response.raw, exchange, is_download=stream)
         return response
 
     return send_bounded
 
 
 def _bounded_stream(
-    answer: Any, exchange: _Exchange, limit: float
+    answer: Any, exchange: _Exchange, *, is_download: bool
 ) -> Callable[..., Iterator[bytes]]:
     """Return a reader of an answer that stops at its limits."""
     from urllib3.exceptions import ProtocolError
 
     stream = answer.stream
+    limit = _limits.most_bytes if is_download else MOST_REPLY_BYTES
 
     def read(*values: Any, **named: Any) -> Iterator[bytes]:
         begun = time.monotonic()
         try:
             for chunk in stream(*values, **named):
                 exchange.n_bytes += len(chunk)
-                if exchange.n_bytes > limit:
+                _limits.n_bytes += len(chunk) * is_download
+                if max(exchange.n_bytes, _limits.n_bytes * is_download) > limit:
                     raise ProtocolError(f"the answer is longer than {limit / 1e6:g} MB")
                 exchange.check()
                 if exchange.socket is not None:
@@ -232,6 +242,11 @@ def _length(body: Any) -> int:
     return int(super_len(body)) if body is not None else 0
 
 
+def begin_download() -> None:
+    """Count what comes from now on: all files of a version together have one limit."""
+    _limits.n_bytes = 0
+
+
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
     """Give the exchanges of this thread another time."""
@@ -245,13 +260,32 @@ def within(seconds: float) -> Iterator[None]:
 # --- Databases ---
 
 
-def _query_begins(_connection: Any, cursor: Any, *_: Any) -> None:
-    driver = getattr(cursor, "connection", None)
+def _watch_driver(driver: Any) -> None:
     if hasattr(driver, "fileno"):  # SQLite has none, and a time limit of its own
         _watcher.watch(driver, time.monotonic() + _limits.seconds)
 
 
-def _query_ends(_connection: Any, cursor: Any, *_: Any) -> None:
-    driver = getattr(cursor, "connection", None)
+def _forget_driver(driver: Any) -> None:
     if hasattr(driver, "fileno"):
         _watcher.forget(driver)
+
+
+def _query_begins(_connection: Any, cursor: Any, *_: Any) -> None:
+    _watch_driver(getattr(cursor, "connection", None))
+
+
+def _query_ends(_connection: Any, cursor: Any, *_: Any) -> None:
+    _forget_driver(getattr(cursor, "connection", None))
+
+
+def _transaction_ends(connection: Any) -> None:
+    """Watch until the connection is given back, or asked again."""
+    _watch_driver(connection.connection.dbapi_connection)
+
+
+def _query_failed(context: Any) -> None:
+    _forget_driver(getattr(getattr(context, "cursor", None), "connection", None))
+
+
+def _given_back(driver: Any, _record: Any) -> None:
+    _forget_driver(driver)

@@ -65,7 +65,7 @@ from mlflow.models.flavor_backend_registry import get_flavor_backend
 from mlflow.utils.process import ShellCommandException
 
 environment, script, folder, *words = sys.argv[1:]
-backend = get_flavor_backend(folder, env_manager=environment, create_env_root_dir=True)
+backend = get_flavor_backend(folder, env_manager=environment)
 prepared = backend.prepare_env(folder)
 try:
     prepared.execute(shlex.join(["python", script, folder, *words]))

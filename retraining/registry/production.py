@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from retraining.errors import PipelineError
-from retraining.journal import Journal, who
+from retraining.journal import BecameProduction, Journal, who
 from retraining.looks import Past
 from retraining.registry.facts import (
     EVENT_PROBATION,
@@ -33,7 +33,7 @@ from retraining.registry.facts import (
 from retraining.registry.runs import Runs
 from retraining.registry.store import REGISTER_FIRST, Connection
 from retraining.registry.versions import Versions
-from retraining.text import without_secrets
+from retraining.text import now, without_secrets
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,13 @@ class Production:
 
         Notes
         -----
-        The history first: a process that died between the two aliases leaves both on one
-        version. The alias where it was moved by hand.
+        The journal first, which nobody edits in MLflow; then the history: a process that died
+        between the two aliases leaves both on one version. The alias where it was moved by hand.
         """
+        settings = self.connection.settings
+        for one in reversed(Journal(settings.home).read().all(BecameProduction)):
+            if (one.model_name, one.version) == (settings.model_name, number):
+                return one.replaced
         changes = self.changes_to(number)
         return changes[0].old if changes else self.previous_number()
 
@@ -165,6 +169,10 @@ class Production:
                     f"{PRODUCTION!r} was moved to version {found} while this ran; left there, "
                     f"version {number} is not promoted"
                 )
+            settings = self.connection.settings
+            Journal(settings.home).append(
+                BecameProduction(number, replaces, event, settings.model_name, now())
+            )
             # The old one first: whatever dies in between, both aliases name a version that loads.
             if replaces is not None:
                 client.set_registered_model_alias(name, PREVIOUS, str(replaces))

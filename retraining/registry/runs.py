@@ -227,6 +227,7 @@ class Runs:
                 f"{name} of run {run_id} is larger than {limit:g} MB; nothing was copied: raise "
                 "--max-model-mb if it should be"
             )
+        exchanges.begin_download()
         with tempfile.TemporaryDirectory(prefix="pipeline-artifact-") as folder:
             try:
                 return Path(client.download_artifacts(run_id, name, folder)).read_bytes()

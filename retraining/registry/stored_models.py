@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from retraining.errors import PipelineError
 from retraining.files import hash_bytes, hash_file, sync_file, sync_folder
+from retraining.registry import exchanges
 from retraining.registry.facts import (
     TAG_ARTIFACT_HASH,
     RegisteredVersion,
@@ -166,6 +167,7 @@ class StoredModels:
         with tempfile.TemporaryDirectory(prefix="pipeline-model-") as folder:
             try:
                 self._check_size(version, uri)
+                exchanges.begin_download()
                 path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
             except (OSError, mlflow.MlflowException) as error:
                 if is_outage(error):
@@ -224,7 +226,7 @@ class StoredModels:
         PipelineError
             If files are missing or differ from what was registered.
         """
-        expected = version.tags.get(TAG_ARTIFACT_HASH)
+        expected = version.tags.get(TAG_ARTIFACT_HASH, "")
         with self._downloaded(version) as folder:
             if expected not in (folder_digest(folder), older_folder_digest(folder)):
                 raise PipelineError(
@@ -318,11 +320,11 @@ def folder_digest(folder: Path) -> str:
     return digest_of(text for name, sha256 in _hashes(folder) for text in (name, sha256))
 
 
-def older_folder_digest(folder: Path) -> str:
-    """Return what an older pipeline noted; a line break in a name made two folders alike."""
+def older_folder_digest(folder: Path) -> str | None:
+    """Return what an older pipeline noted; None where a line break makes two folders alike."""
     hashes = _hashes(folder)
     if any("\n" in name for name, _ in hashes):
-        return ""
+        return None
     return hash_bytes(os.fsencode("\n".join(f"{sha256}  {name}" for name, sha256 in hashes)))
 
 

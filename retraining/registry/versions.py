@@ -13,6 +13,7 @@ from retraining.files import hash_bytes
 from retraining.registry.facts import (
     MANIFEST_FILE,
     MONITORING_RUN,
+    MOST,
     OUT_OF_FOLD_FILE,
     PRODUCTION,
     REPORT_FILE,
@@ -85,6 +86,8 @@ class Versions:
         """
         name = self.connection.name
         try:
+            if not 0 < number <= MOST:
+                raise NotInRegistry(f"there is no version {number} of {name!r}")
             found = self.connection.client.get_model_version(name, str(number))
         except self.connection.mlflow.MlflowException as error:
             if error.error_code != NOT_THERE:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from retraining.errors import PipelineError
-from retraining.journal import Journal, Vouch
+from retraining.journal import Journal, Memory, Vouch
 from retraining.registry.facts import TAG_ARTIFACT_HASH, TAG_MANIFEST_HASH, RegisteredVersion
 from retraining.settings import Settings
 
@@ -29,16 +29,16 @@ class Vouches:
             With the command that names it as trusted.
         """
         memory = Journal(self.settings.home).read()
-        vouch = memory.vouches(self.settings.model_name).get(version.number)
-        if vouch is not None and _holds(vouch, version):
+        if self.of(version, memory):
             return
         # In a store of its own a home without a journal begins one with what verifies.
-        if vouch is None and not memory.number and self.settings.has_own_store:
+        if not memory.number and self.settings.has_own_store:
             return
+        known = version.number in memory.vouches(self.settings.model_name)
         state = (
-            "is not one that this home registered"
-            if vouch is None
-            else "is not what this home vouches for: it was edited in MLflow"
+            "is not what this home vouches for: it was edited in MLflow, or is of another store"
+            if known
+            else "is not one that this home registered"
         )
         raise PipelineError(
             f"version {version.number} {state}; nothing of it is loaded or run. If you know where "
@@ -47,12 +47,24 @@ class Vouches:
             "python pipeline_orchestrator.py rollback --to VERSION"
         )
 
+    def of(self, version: RegisteredVersion, memory: Memory) -> Vouch | None:
+        """Return the word of a home for a version, if that is what it still is."""
+        said = self.last(version, memory)
+        if said is None:
+            return None
+        if said.digest:
+            holds = said.digest == version.digest
+        else:  # a line of an older pipeline
+            found = (version.tags.get(TAG_ARTIFACT_HASH), version.tags.get(TAG_MANIFEST_HASH))
+            holds = found == (said.artifact_sha256, said.manifest_sha256)
+        return said if holds else None
 
-def _holds(vouch: Vouch, version: RegisteredVersion) -> bool:
-    if vouch.run_id != version.run_id:
-        return False
-    if vouch.digest:
-        return vouch.digest == version.digest
-    # A line of an older pipeline.
-    found = (version.tags.get(TAG_ARTIFACT_HASH), version.tags.get(TAG_MANIFEST_HASH))
-    return found == (vouch.artifact_sha256, vouch.manifest_sha256)
+    def last(self, version: RegisteredVersion, memory: Memory) -> Vouch | None:
+        """Return the last word for a version; another store may have one of that number, too."""
+        wanted = (self.settings.model_name, version.number, version.run_id)
+        said = [
+            one
+            for one in memory.all(Vouch)
+            if (one.model_name, one.version, one.run_id) == wanted
+        ]
+        return said[-1] if said else None

@@ -204,3 +204,62 @@ def test_a_connection_that_is_used_again_keeps_its_new_time(tmp_path: Path) -> N
         time.sleep(1.3)
         theirs.sendall(b"x")
         assert ours.recv(1) == b"x"
+
+
+def test_a_large_upload_is_no_patience_of_the_server(
+    server: Callable[[Answer], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second for each 100 kB is what it may take; the call after it has its own time."""
+    import requests
+
+    monkeypatch.setattr(exchanges, "PATIENCE", 1)
+
+    def take(peer: socket.socket) -> None:
+        time.sleep(1.5)
+        peer.sendall(BEGINNING + b"Content-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+    exchanges.bound(Settings(home=tmp_path, store_timeout=1))
+    address = server(take)
+    for _ in range(2):
+        requests.post(address, data=b"x" * 200_000, timeout=5)
+
+
+def test_many_files_of_one_version_have_one_limit(
+    server: Callable[[Answer], str], tmp_path: Path
+) -> None:
+    """Each of them may be as large as a version: not all together."""
+    import requests
+
+    def give(peer: socket.socket) -> None:
+        peer.sendall(BEGINNING + b"Content-Length: 60000\r\nConnection: close\r\n\r\n")
+        peer.sendall(b"x" * 60_000)
+
+    def download() -> int:
+        with requests.get(address, timeout=5, stream=True) as answer:
+            return len(answer.content)
+
+    exchanges.bound(Settings(home=tmp_path, max_model_mb=0.1))
+    address = server(give)
+    exchanges.begin_download()
+    assert download() == 60_000
+    with pytest.raises(requests.RequestException, match=r"longer than 0\.1 MB"):
+        download()
+    exchanges.begin_download()
+    assert download() == 60_000
+
+
+def test_a_database_that_falls_silent_at_a_commit_is_left(tmp_path: Path) -> None:
+    """There is no cursor then."""
+    exchanges.bound(Settings(home=tmp_path, store_timeout=1))
+    ours, theirs = socket.socketpair()
+
+    class Pooled:
+        dbapi_connection = ours
+
+    class Connection:
+        connection = Pooled()
+
+    with ours, theirs:
+        exchanges._transaction_ends(Connection())
+        assert ours.recv(1) == b""
+        exchanges._given_back(ours, None)
