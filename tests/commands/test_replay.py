@@ -538,8 +538,8 @@ class TestWhatMovesMeanwhile:
         """Between listing and copying."""
         listed = ground_truth.hashes_in
 
-        def list_then_move(folder: Path) -> dict[str, str]:
-            found = listed(folder)
+        def list_then_move(folder: Path, **named: Any) -> dict[str, str]:
+            found = listed(folder, **named)
             (home / "new_gts" / "new_03.csv").unlink(missing_ok=True)
             return found
 
@@ -556,8 +556,8 @@ class TestWhatMovesMeanwhile:
         """What is copied is what was looked at."""
         listed = ground_truth.hashes_in
 
-        def list_then_write(folder: Path) -> dict[str, str]:
-            found = listed(folder)
+        def list_then_write(folder: Path, **named: Any) -> dict[str, str]:
+            found = listed(folder, **named)
             with (home / "new_gts" / "new_03.csv").open("a") as stream:
                 stream.write("\n")
             return found
