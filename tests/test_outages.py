@@ -435,7 +435,7 @@ class TestFullDisk:
         assert_promoted_once(home, before)
 
     @pytest.mark.parametrize(
-        "call", [1, *(pytest.param(one, marks=pytest.mark.slow) for one in (2, 5, 20, 40))]
+        "call", [1, *(pytest.param(one, marks=pytest.mark.slow) for one in (2, 5, 20, 36))]
     )
     def test_a_failing_sync_stops_the_cycle(
         self,

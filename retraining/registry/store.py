@@ -333,18 +333,21 @@ def as_pipeline_error(error: Exception, settings: Settings) -> PipelineError | N
 def _comes_from_store(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    return isinstance(error, MlflowException | RequestException)
+    return isinstance(error, MlflowException | RequestException | SQLAlchemyError)
 
 
 def is_outage(error: Exception) -> bool:
     """Say whether what a store raised may be gone at the next run; a refusal comes again."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
+    from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError
 
     if isinstance(error, MlflowException):
         # The client repeats a POST whose reply was lost, and the store has its row already.
         return error.error_code in OUTAGE_CODES or "IntegrityError" in str(error)
     if isinstance(error, RequestException):
         return error.response is None or error.response.status_code >= 500
-    return False
+    # What MLflow did not catch: a connection that was lost, or shut down when its time was over.
+    return isinstance(error, OperationalError | InterfaceError | PendingRollbackError)

@@ -63,8 +63,6 @@ class Vouches:
         """Return the last word for a version; another store may have one of that number, too."""
         wanted = (self.settings.model_name, version.number, version.run_id)
         said = [
-            one
-            for one in memory.all(Vouch)
-            if (one.model_name, one.version, one.run_id) == wanted
+            one for one in memory.all(Vouch) if (one.model_name, one.version, one.run_id) == wanted
         ]
         return said[-1] if said else None
