@@ -154,7 +154,7 @@ class Recorder:
             judgements, facts = cycle.registry.judgements, verdict.as_dict()
             compared = judgements.with_comparison(cycle.rival, facts)
             vouching.vouch_for(cycle.settings, cycle.registry, compared)
-            judgements.record(cycle.rival, facts, records.version_description(verdict))
+            judgements.record(compared, facts, records.version_description(verdict))
 
     def promote(self, cycle: Cycle, verdict: Verdict) -> None:
         """Move the aliases to the challenger."""

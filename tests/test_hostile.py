@@ -556,13 +556,18 @@ def survive(
         shutil.rmtree(home)
 
 
-@hypothesis_settings(
-    max_examples=5,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(edits=EDITS)
+def for_any_edits(max_examples: int, **more: Any) -> Callable[[Callable[..., None]], Any]:
+    """Let a test run with so many sets of edits."""
+    bounded = hypothesis_settings(
+        max_examples=max_examples,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+        **more,
+    )
+    return lambda test: bounded(given(edits=EDITS)(test))
+
+
+@for_any_edits(5, derandomize=True)
 def test_nothing_that_stands_in_the_store_is_a_traceback(
     promoted: Path,
     settings_of: SettingsOf,
@@ -575,12 +580,7 @@ def test_nothing_that_stands_in_the_store_is_a_traceback(
 
 
 @pytest.mark.slow
-@hypothesis_settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(edits=EDITS)
+@for_any_edits(60)
 def test_nothing_at_all_that_stands_in_the_store_is_a_traceback(
     promoted: Path,
     settings_of: SettingsOf,
@@ -593,12 +593,7 @@ def test_nothing_at_all_that_stands_in_the_store_is_a_traceback(
 
 
 @pytest.mark.slow
-@hypothesis_settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(edits=EDITS)
+@for_any_edits(25)
 def test_no_edit_promotes_what_the_untouched_twin_does_not(
     promoted: Path,
     settings_of: SettingsOf,

@@ -88,6 +88,8 @@ MOST = 1e15
 LATEST_MS = 253_000_000_000_000
 WHOLE_NUMBER = re.compile(r"[0-9]{1,10}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+OTHER_VERSION = "name another version: python pipeline_orchestrator.py rollback --to VERSION"
+"""What to do about a version that is not as it was registered."""
 TRAINED_WITH = ("n_folds", "random_state")
 """Parameters of a training run that its result depends on."""
 
@@ -179,10 +181,9 @@ def unreadable(source: str, what: str, found: object) -> PipelineError:
 
 def damaged(source: str, what: str, state: str) -> PipelineError:
     """Return the one message about something that is not as the pipeline wrote it."""
-    other = ", or name another version: python pipeline_orchestrator.py rollback --to VERSION"
+    other = f", or {OTHER_VERSION}" if source.startswith("version ") else ""
     return PipelineError(
-        f"{what} of {source} {state}: it was edited or damaged in MLflow; put it back"
-        f"{other if source.startswith('version ') else ''}"
+        f"{what} of {source} {state}: it was edited or damaged in MLflow; put it back{other}"
     )
 
 

@@ -43,18 +43,23 @@ class Judgements:
     def with_comparison(
         self, version: RegisteredVersion, verdict: Mapping[str, Any]
     ) -> RegisteredVersion:
-        """Return a challenger as it is once `record` has stored its verdict."""
+        """Return a challenger as it will be once `record` has stored its verdict."""
         return version.with_tags({TAG_COMPARISON_HASH: hash_bytes(_comparison(verdict))})
 
     def record(
         self, version: RegisteredVersion, verdict: Mapping[str, Any], explanation: str
     ) -> None:
-        """Store a verdict, every criterion with value, limit and result, with its challenger."""
+        """Store a verdict, every criterion with value, limit and result, with its challenger.
+
+        Parameters
+        ----------
+        version
+            What `with_comparison` returned.
+        """
         self.runs.log_file(_comparison(verdict), COMPARISON_FILE, version.run_id)
-        compared = self.with_comparison(version, verdict)
         facts = {
-            TAG_COMPARISON_HASH: compared.tags[TAG_COMPARISON_HASH],
-            TAG_DIGEST: compared.digest,
+            TAG_COMPARISON_HASH: version.tags[TAG_COMPARISON_HASH],
+            TAG_DIGEST: version.digest,
             TAG_RECORDINGS: str(verdict["n_sessions"]),
             "p_value": f"{verdict['p_value']:.6g}",
             "champion_mean_error": f"{verdict['champion_mean_error']:.6g}",

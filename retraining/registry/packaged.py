@@ -26,6 +26,7 @@ from retraining.confined import (
 )
 from retraining.errors import PipelineError, TryLaterError, stop_request
 from retraining.files import hash_file
+from retraining.registry.facts import OTHER_VERSION
 from retraining.settings import Settings
 from retraining.text import printable
 from retraining.training import Training
@@ -38,7 +39,6 @@ REQUIRED_COLUMNS = "required_columns"
 OPTIONAL_COLUMNS = "optional_columns"
 """In the metadata of a stored model, because its signature need not name any."""
 
-OTHER_VERSION = "name another version: python pipeline_orchestrator.py rollback --to VERSION"
 INSTALL_SECONDS = 1800
 
 PREDICT = """

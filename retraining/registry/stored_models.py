@@ -18,6 +18,7 @@ from retraining.errors import PipelineError
 from retraining.files import hash_bytes, hash_file, sync_file, sync_folder
 from retraining.registry import exchanges
 from retraining.registry.facts import (
+    OTHER_VERSION,
     TAG_ARTIFACT_HASH,
     RegisteredVersion,
     digest_of,
@@ -25,7 +26,6 @@ from retraining.registry.facts import (
 )
 from retraining.registry.packaged import (
     OPTIONAL_COLUMNS,
-    OTHER_VERSION,
     REQUIRED_COLUMNS,
     PackagedModel,
     needs_other_code,
