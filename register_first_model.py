@@ -21,7 +21,7 @@ import dataclasses
 import io
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,19 @@ from retraining.commands.train_first import (
     read_trusted,
     train_on_folder,
 )
-from retraining.errors import EXIT_DONE, PipelineError
+from retraining.errors import EXIT_DONE, PipelineError, TryLaterError
 from retraining.files import exclusive_lock, hash_bytes, waiting_names
+from retraining.journal import Journal
 from retraining.registry import Registry, open_registry
-from retraining.registry.facts import Dataset, Manifest, RegisteredVersion, RunRecord
+from retraining.registry.facts import (
+    TAG_CHAMPION,
+    Dataset,
+    Manifest,
+    RegisteredVersion,
+    RunRecord,
+)
 from retraining.registry.store import create_store
-from retraining.settings import Settings, check_home
+from retraining.settings import OF_FIRST_MODEL, Settings, check_home
 from retraining.text import error_text
 from retraining.training import (
     ERROR,
@@ -49,13 +56,6 @@ from retraining.training import (
     Training,
     load_training_module,
     unreadable_file,
-)
-
-USED_SETTINGS = (
-    *("home", "tracking_uri", "model_name", "training_module", "max_file_mb"),
-    *("max_rows", "max_objects"),
-    *("random_state", "n_folds", "n_jobs"),
-    *("on_promotion", "hook_timeout"),
 )
 
 logger = logging.getLogger("pipeline")
@@ -109,9 +109,17 @@ def from_pickle(settings: Settings, training: Training) -> FirstModel:
     content = read_trusted_pickle(path)
     sha256 = hash_bytes(content)
     logger.info("%s has SHA-256 %s", path.name, sha256)
-    trained, hashes = _scored(settings, training, _unpickled(content, path, training))
+    known = errors_of_pickle(path, sha256, training)
+    learnt = known.errors.keys() if known else None
+    trained, hashes = _scored(settings, training, _unpickled(content, path, training), learnt)
     params: dict[str, Any] = {"pickle": path.name, "pickle_sha256": sha256}
-    known = errors_of_pickle(path, sha256, hashes, training)
+    if known is not None and set(known.errors) != set(hashes.values()):
+        logger.warning(
+            "what is known of %s is not used: it was trained on %d recordings, %d of them are in "
+            "used_gts/",
+            *(path.name, len(known.errors), len(hashes)),
+        )
+        known = None
     if known is not None:
         errors = trained.out_of_fold[[ERROR]].copy()
         errors[ERROR] = [known.errors[hashes[name]] for name in errors.index]
@@ -163,9 +171,16 @@ def _unpickled(content: bytes, path: Path, training: Training) -> Any:
 
 
 def _scored(
-    settings: Settings, training: Training, model: Any
+    settings: Settings, training: Training, model: Any, learnt: Collection[str] | None
 ) -> tuple[TrainedModel, dict[str, str]]:
-    """Score a model on used_gts/, one recording at a time; return it, and name -> SHA-256."""
+    """Score a model on what it learnt of used_gts/; return it, and name -> SHA-256.
+
+    Parameters
+    ----------
+    learnt
+        SHA-256 of what it learnt; None if nobody wrote that down. Then what came by new_gts/ is
+        left out: it is younger than the pickle.
+    """
     import pandas as pd
 
     from retraining.cross_validation import EXAMPLE_RECORDINGS, input_example
@@ -174,22 +189,30 @@ def _scored(
     row_counts: dict[str, int] = {}
     errors: list[pd.DataFrame] = []
     first: list[pd.DataFrame] = []
+    younger = Journal(settings.home).read().first_seen().keys()
+    left_out = 0
     for name in waiting_names(settings.used_gts):
         try:
-            rows, hashes[name] = training.read(settings.used_gts / name)
+            rows, sha256 = training.read(settings.used_gts / name)
         except ValueError as error:
             raise PipelineError(
                 f"used_gts/{unreadable_file(name, error)}; mend it or take it out"
             ) from error
+        if sha256 in younger if learnt is None else sha256 not in learnt:
+            left_out += 1
+            continue
+        hashes[name] = sha256
         row_counts[name] = len(rows)
         errors.append(training.errors(model, [rows]))
         if len(first) < EXAMPLE_RECORDINGS:
             first.append(rows)
     if not errors:
         raise PipelineError(
-            f"{settings.used_gts} holds no CSV; put the recordings there that the model was "
-            "trained on: they are its baseline, and later retrainings use them"
+            f"{settings.used_gts} holds no CSV that the model learnt; put the recordings there "
+            "that it was trained on: they are its baseline, and later retrainings use them"
         )
+    if left_out:
+        logger.info("%d recordings of used_gts/ are left out: the pickle learnt none", left_out)
     table = pd.concat(errors).rename_axis(FILE)
     trained = TrainedModel(
         model=model,
@@ -267,12 +290,48 @@ def register_first_model(settings: Settings, *, force: bool = False, train: bool
         production = registry.production.number()
         if production is not None and not force:
             return f"version {production} is production already; nothing changed (--force replaces)"
+        _refuse_to_step_back(registry, production, force=force)
         first = first or make(settings, training)
         version = make_production(
             settings, registry, training, _first_version(registry, training, first), production
         )
     measured = first.measured(training.error_unit)
     return f"registered version {version.number} as production: mean error {measured}"
+
+
+def _refuse_to_step_back(registry: Registry, production: int | None, *, force: bool) -> None:
+    """Refuse to put a first model in the place of what is better, and can be used.
+
+    Raises
+    ------
+    PipelineError
+        If cycles made production, or somebody only took its alias away.
+    """
+    number = production
+    if number is None:
+        number = next(registry.production.to_go_back_to(None), None)
+        if number is not None and not force:
+            registry.production.champion()  # says what became of it, and what puts it back
+    if number is None:
+        return
+    version = registry.versions.get(number)
+    if TAG_CHAMPION not in version.tags:  # a first model, too
+        return
+    try:
+        learnt = registry.learnt_by(version)
+        with registry.models.verified_files(version):
+            pass
+    except TryLaterError:
+        raise
+    except PipelineError as error:
+        logger.warning("version %d cannot be used: %s", number, error)
+        return
+    raise PipelineError(
+        f"version {number} was made by a cycle, from {len(learnt.files)} recordings; a first model "
+        "in its place would forget them. To train anew on all that is there: python "
+        "pipeline_orchestrator.py run --retrain; to go back to the version before: "
+        "python pipeline_orchestrator.py rollback; to begin anew beside it: another --model-name"
+    )
 
 
 def _first_version(registry: Registry, training: Training, first: FirstModel) -> FirstVersion:
@@ -323,7 +382,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--train", action="store_true", help="train it on used_gts/ instead of loading its pickle"
     )
-    add_settings(parser, only=USED_SETTINGS)
+    add_settings(parser, only=OF_FIRST_MODEL)
     options = parser.parse_args(arguments)
 
     def work(settings: Settings) -> int:

@@ -58,7 +58,7 @@ def open_registry(settings: Settings, *, create: bool = False) -> Registry:
         runs=runs,
         versions=versions,
         models=models,
-        production=Production(connection, runs, versions),
+        production=Production(connection, runs, versions, vouches),
         judgements=Judgements(connection, runs, versions),
         vouches=vouches,
     )

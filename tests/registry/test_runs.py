@@ -32,10 +32,10 @@ class TestTidying:
     def test_only_runs_of_this_home_are_closed(self, home: Path, settings_of: SettingsOf) -> None:
         """Another home's run on a shared store goes on."""
         registry = open_registry(settings_of(home))
-        experiment = registry.runs._experiment_id()
+        experiment = registry.runs.experiment_id()
         ours = registry.runs.connection.client.create_run(
             experiment,
-            tags={"pipeline_home": registry.runs.connection.home_tag},
+            tags={"pipeline_home": registry.runs.connection.home_id},
             run_name="ModelMonitoring",
         )
         theirs = registry.runs.connection.client.create_run(
@@ -52,8 +52,8 @@ class TestTidying:
         registry = open_registry(settings_of(home))
         for target, status in (("1", "FINISHED"), ("9", "KILLED")):
             run = registry.runs.connection.client.create_run(
-                registry.runs._experiment_id(),
-                tags={"pipeline_home": registry.runs.connection.home_tag, "pipeline_to": target},
+                registry.runs.experiment_id(),
+                tags={"pipeline_home": registry.runs.connection.home_id, "pipeline_to": target},
                 run_name=PROMOTION_RUN,
             )
             registry.runs.close_left_over("", registry.production.number())
