@@ -21,7 +21,7 @@ import dataclasses
 import io
 import logging
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ from retraining.commands.train_first import (
 )
 from retraining.errors import EXIT_DONE, PipelineError, TryLaterError
 from retraining.files import exclusive_lock, hash_bytes, waiting_names
-from retraining.journal import Journal
 from retraining.registry import Registry, open_registry
 from retraining.registry.facts import (
     TAG_CHAMPION,
@@ -97,8 +96,15 @@ class FirstModel:
 # --- A model that was trained before ---
 
 
-def from_pickle(settings: Settings, training: Training) -> FirstModel:
+def from_pickle(
+    settings: Settings, training: Training, younger: Collection[str] = ()
+) -> FirstModel:
     """Load the first model and find out its errors on used_gts/.
+
+    Parameters
+    ----------
+    younger
+        SHA-256 of recordings that came after it.
 
     Raises
     ------
@@ -110,8 +116,11 @@ def from_pickle(settings: Settings, training: Training) -> FirstModel:
     sha256 = hash_bytes(content)
     logger.info("%s has SHA-256 %s", path.name, sha256)
     known = errors_of_pickle(path, sha256, training)
-    learnt = known.errors.keys() if known else None
-    trained, hashes = _scored(settings, training, _unpickled(content, path, training), learnt)
+    model = _unpickled(content, path, training)
+    if known is None:
+        trained, hashes = _scored(settings, training, model, lambda sha256: sha256 not in younger)
+    else:
+        trained, hashes = _scored(settings, training, model, known.errors.__contains__)
     params: dict[str, Any] = {"pickle": path.name, "pickle_sha256": sha256}
     if known is not None and set(known.errors) != set(hashes.values()):
         logger.warning(
@@ -171,15 +180,14 @@ def _unpickled(content: bytes, path: Path, training: Training) -> Any:
 
 
 def _scored(
-    settings: Settings, training: Training, model: Any, learnt: Collection[str] | None
+    settings: Settings, training: Training, model: Any, is_learnt: Callable[[str], bool]
 ) -> tuple[TrainedModel, dict[str, str]]:
     """Score a model on what it learnt of used_gts/; return it, and name -> SHA-256.
 
     Parameters
     ----------
-    learnt
-        SHA-256 of what it learnt; None if nobody wrote that down. Then what came by new_gts/ is
-        left out: it is younger than the pickle.
+    is_learnt
+        Says of a content whether it learnt that: a manifest claims nothing else.
     """
     import pandas as pd
 
@@ -189,7 +197,6 @@ def _scored(
     row_counts: dict[str, int] = {}
     errors: list[pd.DataFrame] = []
     first: list[pd.DataFrame] = []
-    younger = Journal(settings.home).read().first_seen().keys()
     left_out = 0
     for name in waiting_names(settings.used_gts):
         try:
@@ -198,7 +205,7 @@ def _scored(
             raise PipelineError(
                 f"used_gts/{unreadable_file(name, error)}; mend it or take it out"
             ) from error
-        if sha256 in younger if learnt is None else sha256 not in learnt:
+        if not is_learnt(sha256):
             left_out += 1
             continue
         hashes[name] = sha256
@@ -209,7 +216,8 @@ def _scored(
     if not errors:
         raise PipelineError(
             f"{settings.used_gts} holds no CSV that the model learnt; put the recordings there "
-            "that it was trained on: they are its baseline, and later retrainings use them"
+            "that it was trained on: they are its baseline, and later retrainings use them; or "
+            "train one: python register_first_model.py --train"
         )
     if left_out:
         logger.info("%d recordings of used_gts/ are left out: the pickle learnt none", left_out)
@@ -241,8 +249,10 @@ def _manifest(
 # --- A model that is trained now ---
 
 
-def trained_now(settings: Settings, training: Training) -> FirstModel:
-    """Train on used_gts/.
+def trained_now(
+    settings: Settings, training: Training, _younger: Collection[str] = ()
+) -> FirstModel:
+    """Train on all of used_gts/.
 
     Raises
     ------
@@ -291,12 +301,22 @@ def register_first_model(settings: Settings, *, force: bool = False, train: bool
         if production is not None and not force:
             return f"version {production} is production already; nothing changed (--force replaces)"
         _refuse_to_step_back(registry, production, force=force)
-        first = first or make(settings, training)
+        first = first or make(settings, training, _learnt_by_cycles_alone(registry))
         version = make_production(
             settings, registry, training, _first_version(registry, training, first), production
         )
     measured = first.measured(training.error_unit)
     return f"registered version {version.number} as production: mean error {measured}"
+
+
+def _learnt_by_cycles_alone(registry: Registry) -> set[str]:
+    """Return SHA-256 of what cycles learnt and no first model did: it came after the pickle."""
+    by_cycles: set[str] = set()
+    by_first: set[str] = set()
+    for version, manifest in registry.versions.manifests():
+        learnt = by_cycles if TAG_CHAMPION in version.tags else by_first
+        learnt |= {*manifest.names} if manifest else set()
+    return by_cycles - by_first
 
 
 def _refuse_to_step_back(registry: Registry, production: int | None, *, force: bool) -> None:

@@ -105,7 +105,7 @@ class Production:
                 return f"model {name!r} has no version; {REGISTER_FIRST}"
             return (
                 f"all versions of {name!r} were deleted in MLflow: restore the store from a "
-                "backup, or begin again: python register_first_model.py"
+                "backup, or begin again: python register_first_model.py --train"
             )
         if last is None:
             numbers = ", ".join(str(one.number) for one in self.versions.all()[:3])
@@ -122,7 +122,7 @@ class Production:
             return (
                 f"version {last} of {name!r}, which was {PRODUCTION}, was deleted in MLflow, and "
                 "no version before it is left: restore the store from a backup, or begin again: "
-                "python register_first_model.py"
+                "python register_first_model.py --train"
             )
         return (
             f"version {last} of {name!r}, which was {PRODUCTION}, was deleted in MLflow; to go "
