@@ -108,10 +108,10 @@ class Production:
                 "backup, or begin again: python register_first_model.py --train"
             )
         if last is None:
-            numbers = ", ".join(str(one.number) for one in self.versions.all()[:3])
+            newest = self.versions.all()[0].number
             return (
-                f"no version of {name!r} has the alias {PRODUCTION!r}; name one: "
-                f"python pipeline_orchestrator.py rollback --to VERSION (the newest: {numbers})"
+                f"no version of {name!r} has the alias {PRODUCTION!r}; to give it to the newest: "
+                f"{ROLL_BACK} --to {newest}"
             )
         if self._exists(last):
             return (

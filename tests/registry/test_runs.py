@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from mlflow.exceptions import MlflowException
 
 from retraining.errors import PipelineError, TryLaterError
@@ -41,8 +45,12 @@ class TestTidying:
         theirs = registry.runs.connection.client.create_run(
             experiment, tags={"pipeline_home": "elsewhere"}
         )
+        older = registry.runs.connection.client.create_run(
+            experiment, tags={"pipeline_home": f"a-host-of-old:{home}"}
+        )
         registry.runs.close_left_over("", registry.production.number())
-        assert registry.runs.connection.client.get_run(ours.info.run_id).info.status == "KILLED"
+        for run in (ours, older):
+            assert registry.runs.connection.client.get_run(run.info.run_id).info.status == "KILLED"
         assert registry.runs.connection.client.get_run(theirs.info.run_id).info.status == "RUNNING"
 
     def test_a_promotion_that_happened_belongs_to_history(
@@ -228,3 +236,52 @@ class TestFacts:
         assert runs.artifact(run_id, "b.json") is None
         assert runs.artifact("", "a.json") is None
         assert runs.artifact("0" * 32, "a.json") is None
+
+
+DIES_IN_A_RUN = """
+import os, sys
+from pathlib import Path
+from retraining.registry import open_registry
+from retraining.settings import Settings
+runs = open_registry(Settings(home=Path(sys.argv[1]))).runs
+with runs.open("ModelMonitoring", {"pipeline_cycle_id": "dead"}) as run_id:
+    print(run_id, flush=True)
+    os._exit(9)
+"""
+TIDIES = """
+import sys
+from pathlib import Path
+from retraining.recovery import tidy
+from retraining.settings import Settings
+home = Path(sys.argv[1])
+(home / ".pipeline_state.json").write_text('{"cycle_id": "another"}')
+tidy(Settings(home=home))
+"""
+
+
+@pytest.mark.slow
+def test_a_container_that_is_called_otherwise_closes_the_run_of_the_one_before(
+    home: Path, settings_of: SettingsOf
+) -> None:
+    """The host's name is another one at each start."""
+
+    def on_host(name: str, code: str) -> str:
+        inner = f"hostname {name} && exec {sys.executable} -c {shlex.quote(code)} {home}"
+        done = subprocess.run(
+            ["unshare", "--uts", "sh", "-c", inner],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        if "Operation not permitted" in done.stderr:
+            pytest.skip("no other host name may be set here")
+        return done.stdout.strip()
+
+    run_id = on_host("first", DIES_IN_A_RUN)
+    client = open_registry(settings_of(home)).runs.connection.client
+    assert client.get_run(run_id).info.status == "RUNNING"
+    on_host("second", TIDIES)
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert client.get_run(run_id).data.tags["pipeline_place"] == f"first:{home}"
