@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOME_FOLDER ?= .
 PORT ?= 5000
 
-.PHONY: help contract-table figures demo test test-slow bench life-simulation real-splits drift-halves screenshots crash-sweep outage-sweep check lint format server clean
+.PHONY: help contract-table figures demo test test-slow bench life-simulation real-splits drift-halves screenshots crash-sweep outage-sweep long-life check lint format server clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -46,6 +46,9 @@ crash-sweep: $(VENV)/.development ## kill every command at every write; the resu
 
 outage-sweep: $(VENV)/.development ## fail every request of a cycle in five ways; the result goes to docs/outage_sweep.md (two hours)
 	$(BIN)/python tests/tools/outage_sweep.py --lasting-step 5 --report docs/outage_sweep.md
+
+long-life: $(VENV)/.development ## a year of nights in one home, with people and deaths; the result goes to docs/long_life.md (an hour)
+	$(BIN)/python tests/tools/long_life.py --report docs/long_life.md
 
 contract-table: $(VENV)/.development ## the table of docs/own_model.md, from the contract in the code
 	$(BIN)/python tests/tools/contract_table.py
