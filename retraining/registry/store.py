@@ -28,7 +28,7 @@ from retraining.files import (
 )
 from retraining.registry import exchanges
 from retraining.registry.facts import NotInRegistry
-from retraining.settings import Settings
+from retraining.settings import Settings, sqlite_uri
 from retraining.text import printable
 
 HEALTH_SECONDS = 2.0
@@ -160,7 +160,7 @@ def create_store(settings: Settings) -> None:
     with written_whole(database, mode=0o600) as temporary:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        store = SqlAlchemyStore(f"sqlite:///{temporary}", settings.artifacts.as_uri())
+        store = SqlAlchemyStore(sqlite_uri(temporary), settings.artifacts.as_uri())
         store.engine.dispose()
 
 
@@ -185,9 +185,10 @@ def upgrade_store(settings: Settings) -> str:
         )
     if not database.is_file():
         raise NotInRegistry(f"there is no store at {database}; {NO_STORE_REMEDY}")
-    before, needed = _schema_of(database), _schema_needed()
+    before, needed = _readable_schema(database), _schema_needed()
     if before == needed:
         return f"{database} has schema {before} already; nothing to do"
+    _refuse_newer(str(database), before)
     backup = database.with_name(f"{database.name}.{before or 'none'}.backup")
     copy = database.with_name(".upgrading.db")
     _copy_database(database, copy)
@@ -196,7 +197,7 @@ def upgrade_store(settings: Settings) -> str:
         copy.with_suffix(".backup").rename(backup)
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    SqlAlchemyStore(f"sqlite:///{copy}", settings.artifacts.as_uri()).engine.dispose()
+    SqlAlchemyStore(sqlite_uri(copy), settings.artifacts.as_uri()).engine.dispose()
     with contextlib.closing(sqlite3.connect(copy)) as connection:
         state = connection.execute("PRAGMA integrity_check").fetchone()[0]
     if state != "ok" or _schema_of(copy) != needed:
@@ -219,12 +220,15 @@ def _copy_database(source: Path, target: Path) -> None:
         original.backup(copy)
 
 
-def _schema_needed() -> str:
+def _migrations() -> Any:
     import mlflow
     from alembic.script import ScriptDirectory
 
-    migrations = Path(mlflow.__file__).parent / "store" / "db_migrations"
-    return str(ScriptDirectory(str(migrations)).get_current_head())
+    return ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+
+
+def _schema_needed() -> str:
+    return str(_migrations().get_current_head())
 
 
 def _schema_of(database: Path) -> str:
@@ -241,19 +245,35 @@ def _schema_of(database: Path) -> str:
 
 def _check_schema(database: Path) -> None:
     """Refuse a store of another MLflow: opening it would migrate it, without a backup."""
+    found, needed = _readable_schema(database), _schema_needed()
+    if found != needed:
+        _refuse_newer(str(database), found)
+        raise PipelineError(
+            f"{database} has schema {found or 'none'}, the installed MLflow needs {needed}; "
+            "run: python pipeline_orchestrator.py upgrade-store"
+        )
+
+
+def _readable_schema(database: Path) -> str:
     try:
-        found = _schema_of(database)
+        return _schema_of(database)
     except sqlite3.Error as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
             raise TryLaterError(f"{database} is locked by another process") from error
         raise PipelineError(
             f"{database} is not a readable MLflow store ({error}); restore it from a backup"
         ) from error
-    needed = _schema_needed()
-    if found != needed:
+
+
+def _refuse_newer(store: str, found: str) -> None:
+    """Refuse a store whose schema no migration of the installed MLflow knows."""
+    import mlflow
+
+    if found and found not in {one.revision for one in _migrations().walk_revisions()}:
         raise PipelineError(
-            f"{database} has schema {found or 'none'}, the installed MLflow needs {needed}; "
-            "run: python pipeline_orchestrator.py upgrade-store"
+            f"{store} is of a newer MLflow than the installed {mlflow.__version__} (schema "
+            f"{printable(found, 40)}); nothing was written; upgrade it: python -m pip install "
+            '--upgrade "mlflow<4"'
         )
 
 
@@ -301,6 +321,7 @@ def _check_database(uri: str, *, create: bool) -> None:
         raise NotInRegistry(f"the database {printable(uri)} is empty; {REGISTER_FIRST}")
     needed = _schema_needed()
     if has_store and found != needed:
+        _refuse_newer(printable(uri), str(found or ""))
         raise PipelineError(
             f"{printable(uri)} has schema {found or 'none'}, the installed MLflow needs "
             f"{needed}; make a backup, then run: mlflow db upgrade URI"
