@@ -26,7 +26,7 @@ from retraining.files import (
     sync_folder,
     written_whole,
 )
-from retraining.registry import exchanges
+from retraining.registry import exchanges, refusals
 from retraining.registry.facts import NotInRegistry
 from retraining.settings import Settings, sqlite_uri
 from retraining.text import printable
@@ -37,8 +37,12 @@ OUTAGE_CODES = {
     *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED"),
     *("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"),
 }
-DATABASE_ERROR = re.compile(r"\(\w+\.\w*Error\)")
+DATABASE_ERROR = re.compile(r"\([\w.]+\.\w*(?:Error|Violation)\)")
 """SQLAlchemy puts the driver's error in brackets, not always into the first line."""
+REPEATED = re.compile(r"IntegrityError|UniqueViolation|\(UNIQUE constraint failed")
+"""The client repeats a POST whose reply was lost, and the store has its row already."""
+ALREADY_THERE, DELETED = "RESOURCE_ALREADY_EXISTS", "deleted"
+"""What MLflow makes of such a row; what a person deleted is another case."""
 OLDER_TEMPORARY_PREFIX = ".new-"
 """Of a store that an older pipeline did not complete."""
 NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
@@ -284,19 +288,35 @@ def _check_health(uri: str) -> None:
     parts = urllib.parse.urlsplit(uri)
     host = parts.netloc.rpartition("@")[2]
     address = f"{parts.scheme}://{host}{parts.path.rstrip('/')}/health"
+    options = {"timeout": HEALTH_SECONDS, "verify": _trusted_certificates(), "stream": True}
+    if certificate := os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
+        options["cert"] = certificate
     try:
         with (
             exchanges.within(2 * HEALTH_SECONDS),
-            requests.get(address, timeout=HEALTH_SECONDS, stream=True) as answer,
+            requests.get(address, **options) as answer,
         ):
             if answer.status_code < 500:
                 return
         reason: object = f"HTTP Error {answer.status_code}: {answer.reason}"
     except requests.RequestException as error:
         reason = error
+        if refused := refusals.in_words(error):
+            raise PipelineError(f"the MLflow server {printable(uri)} {refused}") from error
+    except OSError as error:  # requests looks for the files of certificates first
+        raise PipelineError(
+            f"{printable(error)}: mend MLFLOW_TRACKING_SERVER_CERT_PATH, "
+            "MLFLOW_TRACKING_CLIENT_CERT_PATH or REQUESTS_CA_BUNDLE"
+        ) from error
     raise TryLaterError(
         f"the MLflow server {printable(uri)} does not answer: {printable(reason, 300)}"
     )
+
+
+def _trusted_certificates() -> bool | str:
+    """Return what MLflow will hold a server's certificate against."""
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure
 
 
 def _check_database(uri: str, *, create: bool) -> None:
@@ -315,6 +335,11 @@ def _check_database(uri: str, *, create: bool) -> None:
             f"{printable(uri)} needs the package {error.name}; install it with pip"
         ) from error
     except sqlalchemy.exc.OperationalError as error:
+        if refused := refusals.database_in_words(error):
+            raise PipelineError(
+                f"the database {printable(uri)} refused: {refused}; mend --tracking-uri, or the "
+                "rights in the database"
+            ) from error
         reason = printable(str(error.orig).splitlines()[0])
         raise TryLaterError(f"the database {printable(uri)} does not answer: {reason}") from error
     if not has_store and not create:
@@ -338,6 +363,8 @@ def as_pipeline_error(error: Exception, settings: Settings) -> PipelineError | N
     text = printable(cause, 300)
     store = printable(settings.store_uri)
     if "mlflow" in sys.modules and _comes_from_store(error):
+        if refused := refusals.in_words(error):
+            return PipelineError(f"the MLflow store {store} {refused}")
         if is_outage(error):
             return TryLaterError(f"the MLflow store {store} failed: {text}")
         return PipelineError(f"the MLflow store {store} refused: {text}")
@@ -365,10 +392,13 @@ def is_outage(error: Exception) -> bool:
     from requests.exceptions import RequestException
     from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError
 
+    if refusals.in_words(error) or refusals.is_refusal(refusals.status_of(error)):
+        return False
     if isinstance(error, MlflowException):
-        # The client repeats a POST whose reply was lost, and the store has its row already.
-        return error.error_code in OUTAGE_CODES or "IntegrityError" in str(error)
+        text = str(error)
+        is_there = error.error_code == ALREADY_THERE and DELETED not in text
+        return error.error_code in OUTAGE_CODES or is_there or bool(REPEATED.search(text))
     if isinstance(error, RequestException):
-        return error.response is None or error.response.status_code >= 500
+        return True
     # What MLflow did not catch: a connection that was lost, or shut down when its time was over.
     return isinstance(error, OperationalError | InterfaceError | PendingRollbackError)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from retraining.errors import PipelineError
 from retraining.files import hash_bytes, hash_file, sync_file, sync_folder
-from retraining.registry import exchanges
+from retraining.registry import exchanges, refusals
 from retraining.registry.facts import (
     OTHER_VERSION,
     TAG_ARTIFACT_HASH,
@@ -170,7 +170,7 @@ class StoredModels:
                 exchanges.begin_download()
                 path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
             except (OSError, mlflow.MlflowException) as error:
-                if is_outage(error):
+                if is_outage(error) or refusals.in_words(error):
                     raise
                 raise PipelineError(
                     f"the files of version {version.number} are missing at {printable(uri)}; "
