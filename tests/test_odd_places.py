@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import BATCH, FAST_WORDS, OLD_SEASON_FILES, make_home, script
+from fast_module import write_fast_module
 
 import register_first_model
 from pipeline_orchestrator import main
@@ -39,17 +40,19 @@ def test_a_home_may_have_any_name(registered_template: Path, tmp_path: Path) -> 
     """Registered, run, asked, read: in processes; nothing is written beside the home."""
     folder = tmp_path / "".join(ODD_NAMES)
     home = only_registered(registered_template, folder / "home")
+    (tmp_path / "module").mkdir()
+    module = ["--training-module", str(write_fast_module(tmp_path / "module"))]
     for name, *words in (
         ("register_first_model.py",),
         ("pipeline_orchestrator.py", *FAST_WORDS),
         ("pipeline_orchestrator.py", "status", "--json"),
     ):
-        done = script(name, *words, home=home)
+        done = script(name, *words, *module, home=home)
         assert done.returncode == 0, done.stderr
     state = json.loads(done.stdout)
     assert (state["production"], state["waiting"], state["problems"]) == (2, 0, [])
     assert len(list((home / "used_gts").glob("*.csv"))) == OLD_SEASON_FILES + BATCH
-    assert [*tmp_path.iterdir()] == [folder]
+    assert {*tmp_path.iterdir()} == {folder, tmp_path / "module"}
     assert [*folder.iterdir()] == [home]
     assert len(list((home / "mlflow_server" / "artifacts").rglob("model.skops"))) == 2
 

@@ -6,12 +6,15 @@ MLflow is imported when a store is opened, not before, after its time limits are
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
+import shutil
 import socket
 import sqlite3
 import sys
+import tempfile
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,7 @@ from retraining.registry import exchanges, refusals
 from retraining.registry.facts import NotInRegistry
 from retraining.settings import Settings, sqlite_uri
 from retraining.text import printable
+from retraining.workers import death_in_words
 
 HEALTH_SECONDS = 2.0
 DATABASE_SECONDS = 6
@@ -43,6 +47,11 @@ REPEATED = re.compile(r"IntegrityError|UniqueViolation|\(UNIQUE constraint faile
 """The client repeats a POST whose reply was lost, and the store has its row already."""
 ALREADY_THERE, DELETED = "RESOURCE_ALREADY_EXISTS", "deleted"
 """What MLflow makes of such a row; what a person deleted is another case."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+DISK_TOLD = re.compile(rf"\[Errno (?:{'|'.join(map(str, DISK_ERRORS))})\] ([\w ]+)")
+"""In a text of MLflow's that quotes several errors."""
+NO_TEMPORARY = "No usable temporary directory"
+SET_TMPDIR = "set TMPDIR to a folder with room that the pipeline's user may write to"
 OLDER_TEMPORARY_PREFIX = ".new-"
 """Of a store that an older pipeline did not complete."""
 NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
@@ -358,6 +367,10 @@ def _check_database(uri: str, *, create: bool) -> None:
 
 def as_pipeline_error(error: Exception, settings: Settings) -> PipelineError | None:
     """Return what an operator should read for a failure outside our code; None for a bug."""
+    disk = disk_in_words(error, settings)
+    known = PipelineError(disk) if disk else death_in_words(error)
+    if known is not None:
+        return known
     lines = str(error).splitlines() or [type(error).__name__]
     cause = next((line for line in lines if DATABASE_ERROR.search(line)), lines[0])
     text = printable(cause, 300)
@@ -376,6 +389,38 @@ def as_pipeline_error(error: Exception, settings: Settings) -> PipelineError | N
     if isinstance(error, OSError):
         return PipelineError(f"{text}; check the disk and the rights of {settings.home}")
     return None
+
+
+def disk_in_words(error: BaseException, settings: Settings) -> str:
+    """Say which disk of this machine takes nothing more; empty where none is to blame.
+
+    Notes
+    -----
+    MLflow writes a model to the temporary folder first, and its own error does not say why that
+    failed. A message of a server tells of the server's disk.
+    """
+    found = [one for one in refusals.chain(error) if isinstance(one, OSError)]
+    reason = next((one.strerror for one in found if one.errno in DISK_ERRORS), None)
+    if reason is None and "mlflow" in sys.modules and not hasattr(error, "json"):
+        told = DISK_TOLD.search(str(error)) if _comes_from_store(error) else None
+        reason = told[1] if told else None
+    if reason is None:
+        missing = next((str(one) for one in found if NO_TEMPORARY in str(one)), "")
+        return f"{printable(missing, 300)}; {SET_TMPDIR}" if missing else ""
+    named = next((one.filename for one in found if one.filename), "")
+    folder = printable(settings.home)
+    try:
+        temporary = tempfile.gettempdir()
+        free = shutil.disk_usage(temporary).free / 1e6
+    except OSError:
+        return f"{reason}; check the disk and the rights of {folder}; {SET_TMPDIR}"
+    of_temporary = f"temporary files, {printable(temporary)}, which has {free:.1f} MB free"
+    if str(named).startswith(f"{temporary}{os.sep}"):
+        return f"{reason}; check the disk of {of_temporary}: make room, or {SET_TMPDIR}"
+    return (
+        f"{reason}; check the disk and the rights of {folder}, and the disk of {of_temporary}: "
+        f"make room, or {SET_TMPDIR}"
+    )
 
 
 def _comes_from_store(error: Exception) -> bool:

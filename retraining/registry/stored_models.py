@@ -30,7 +30,7 @@ from retraining.registry.packaged import (
     PackagedModel,
     needs_other_code,
 )
-from retraining.registry.store import Connection, is_outage
+from retraining.registry.store import Connection, disk_in_words, is_outage
 from retraining.registry.vouches import Vouches
 from retraining.text import printable
 from retraining.training import Training
@@ -170,7 +170,8 @@ class StoredModels:
                 exchanges.begin_download()
                 path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
             except (OSError, mlflow.MlflowException) as error:
-                if is_outage(error) or refusals.in_words(error):
+                disk = disk_in_words(error, self.connection.settings)
+                if disk or is_outage(error) or refusals.in_words(error):
                     raise
                 raise PipelineError(
                     f"the files of version {version.number} are missing at {printable(uri)}; "
