@@ -52,6 +52,8 @@ DISK_TOLD = re.compile(rf"\[Errno (?:{'|'.join(map(str, DISK_ERRORS))})\] ([\w ]
 """In a text of MLflow's that quotes several errors."""
 NO_TEMPORARY = "No usable temporary directory"
 SET_TMPDIR = "set TMPDIR to a folder with room that the pipeline's user may write to"
+NO_HOME = "/nonexistent"
+"""What Debian gives users that have no home; nothing is kept there."""
 OLDER_TEMPORARY_PREFIX = ".new-"
 """Of a store that an older pipeline did not complete."""
 NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
@@ -88,6 +90,17 @@ def prepare_environment() -> None:
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
         os.environ.setdefault(name, value)
+    _have_a_home()
+
+
+def _have_a_home() -> None:
+    """Name a home folder where there is none, as in a container: MLflow asks on its import."""
+    if not os.environ.get("HOME"):
+        os.environ.pop("HOME", None)
+        try:
+            os.environ["HOME"] = str(Path.home())
+        except RuntimeError:  # a number without a name
+            os.environ["HOME"] = NO_HOME
 
 
 @dataclass(frozen=True)
@@ -423,7 +436,7 @@ def disk_in_words(error: BaseException, settings: Settings) -> str:
     )
 
 
-def _comes_from_store(error: Exception) -> bool:
+def _comes_from_store(error: BaseException) -> bool:
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
