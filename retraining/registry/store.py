@@ -420,7 +420,9 @@ def disk_in_words(error: BaseException, settings: Settings) -> str:
     if reason is None:
         missing = next((str(one) for one in found if NO_TEMPORARY in str(one)), "")
         return f"{printable(missing, 300)}; {SET_TMPDIR}" if missing else ""
-    named = next((one.filename for one in found if one.filename), "")
+    named = next((str(one.filename) for one in found if one.filename), "")
+    if named and Path(named).is_relative_to(settings.home):
+        return f"{reason}: {printable(named)}; check the disk and the rights of {settings.home}"
     folder = printable(settings.home)
     try:
         temporary = tempfile.gettempdir()
@@ -428,7 +430,7 @@ def disk_in_words(error: BaseException, settings: Settings) -> str:
     except OSError:
         return f"{reason}; check the disk and the rights of {folder}; {SET_TMPDIR}"
     of_temporary = f"temporary files, {printable(temporary)}, which has {free:.1f} MB free"
-    if str(named).startswith(f"{temporary}{os.sep}"):
+    if named.startswith(f"{temporary}{os.sep}"):
         return f"{reason}; check the disk of {of_temporary}: make room, or {SET_TMPDIR}"
     return (
         f"{reason}; check the disk and the rights of {folder}, and the disk of {of_temporary}: "
