@@ -670,11 +670,14 @@ class _Sorter:
 
     def park_what_no_one_stands_for(self) -> None:
         """Park corrections that are too many for one night."""
-        since = datetime.datetime.now().astimezone() - datetime.timedelta(hours=NIGHT_HOURS)
+        tonight = datetime.datetime.now().astimezone()
+        night = datetime.timedelta(hours=NIGHT_HOURS)
         recent = [
             one
             for one in self.before.replaced().values()
-            if self._needs_a_person(one) and datetime.datetime.fromisoformat(one.at) > since
+            # To both sides: the clock may have been ahead by years, or go back by a few hours.
+            if self._needs_a_person(one)
+            and abs(tonight - datetime.datetime.fromisoformat(one.at)) < night
         ]
         changing: list[Replaced] = []
         for one in self.replacements:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from retraining.errors import PipelineError
 from retraining.files import hash_bytes, hash_file, sync_file, sync_folder
-from retraining.registry import exchanges
+from retraining.registry import exchanges, refusals
 from retraining.registry.facts import (
     OTHER_VERSION,
     TAG_ARTIFACT_HASH,
@@ -30,7 +30,7 @@ from retraining.registry.packaged import (
     PackagedModel,
     needs_other_code,
 )
-from retraining.registry.store import Connection, is_outage
+from retraining.registry.store import Connection, disk_in_words, is_outage
 from retraining.registry.vouches import Vouches
 from retraining.text import printable
 from retraining.training import Training
@@ -170,7 +170,8 @@ class StoredModels:
                 exchanges.begin_download()
                 path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
             except (OSError, mlflow.MlflowException) as error:
-                if is_outage(error):
+                disk = disk_in_words(error, self.connection.settings)
+                if disk or is_outage(error) or refusals.in_words(error):
                     raise
                 raise PipelineError(
                     f"the files of version {version.number} are missing at {printable(uri)}; "

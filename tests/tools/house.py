@@ -31,7 +31,7 @@ TRAINING_MODULE = "train_classification_model"
 SCRIPTS = ("pipeline_orchestrator", "register_first_model", TRAINING_MODULE)
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "outcome", "text", "windows"),
-    ("resampling", "settings"),
+    ("resampling", "settings", "workers"),
     ("advice", "gate"),
     ("confined", "files"),
     ("journal", "kept_tables"),
