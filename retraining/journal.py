@@ -72,7 +72,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Home(Entry):
-    """Which home this is, wherever it is moved to; made once, with the first line."""
+    """Which home this is, wherever it is moved to: made with the first line, again for a copy."""
 
     KIND: ClassVar[str] = "home"
     id: str
@@ -275,9 +275,9 @@ class Memory:
 
     @property
     def home_id(self) -> str:
-        """The home's id; empty for a journal that is yet to begin."""
+        """The home's id, the last one it got; empty for a journal that is yet to begin."""
         homes = self.all(Home)
-        return homes[0].id if homes else ""
+        return homes[-1].id if homes else ""
 
     def and_then(self, *entries: Entry) -> Memory:
         """Return what the journal would hold with some more entries."""

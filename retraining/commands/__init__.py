@@ -11,6 +11,7 @@ from retraining.commands import (
     history,
     lineage,
     predict,
+    relocate,
     reproduce,
     requeue,
     rollback,
@@ -32,5 +33,6 @@ COMMANDS = (
     withdraw.COMMAND,
     reproduce.COMMAND,
     lineage.COMMAND,
+    relocate.COMMAND,
     upgrade_store.COMMAND,
 )

@@ -110,6 +110,12 @@ class Scenario:
     template: Path
     commands: tuple[Callable[[list[str]], int], ...]
 
+    def copied(self, home: Path) -> Path:
+        """Return a copy of the template; where moving is what is tried, its store stays behind."""
+        if relocate in self.commands:
+            return Path(shutil.copytree(self.template, home, symlinks=True))
+        return copy_home(self.template, home)
+
 
 def cycle(home: list[str]) -> int:
     """Run the orchestrator, which tells of a change of production."""
@@ -176,6 +182,11 @@ def correct(home: list[str]) -> int:
     if any(one.by_person for one in Journal(Path(home[1])).read().all(Replaced)):
         return idle(home)
     return pipeline_orchestrator.main(["correct", "mended.csv", "waiting.csv", *home])
+
+
+def relocate(home: list[str]) -> int:
+    """Let the store of a copied home point to it; one that does already stays as it is."""
+    return pipeline_orchestrator.main(["relocate", "--copy", *home])
 
 
 PRELOADED = (
@@ -413,7 +424,7 @@ def differences(scenario: Scenario, twin: dict[str, Any], home: Path) -> list[st
 
 def sweep(scenario: Scenario, folder: Path, sample: int, n_random: int) -> tuple[int, int]:
     """Kill the scenario at its points; return how many were tried and how many differed."""
-    twin_home = copy_home(scenario.template, folder / "twin" / "home")
+    twin_home = scenario.copied(folder / "twin" / "home")
     began = time.monotonic()
     status, n_points = run_forked(scenario.commands[0], twin_home)
     seconds = time.monotonic() - began
@@ -431,7 +442,7 @@ def sweep(scenario: Scenario, folder: Path, sample: int, n_random: int) -> tuple
     ]
     wrong = 0
     for name, kill_at, kill_after in plans:
-        home = copy_home(scenario.template, folder / "trial" / "home")
+        home = scenario.copied(folder / "trial" / "home")
         run_forked(scenario.commands[0], home, kill_at, kill_after)
         found = differences(scenario, twin, home)
         wrong += bool(found)
@@ -552,6 +563,7 @@ SCENARIOS: dict[str, tuple[str, tuple[Callable[[list[str]], int], ...]]] = {
     "withdraw": ("with_a_past", (withdraw, idle)),
     "withdraw --delete": ("with_a_past", (withdraw_deleting, idle)),
     "withdraw --undo": ("withdrawn", (undo, idle)),
+    "relocate": ("promoted", (relocate, healthy)),
 }
 """Name -> home and commands."""
 
