@@ -34,7 +34,7 @@ SAMPLES = (
         ("a correction", "correct", "withdraw", "withdraw --delete", "withdraw --undo"),
         *("3", "1"),
     ),
-    (("relocate",), *("6", "2")),
+    (("relocate", "backup", "restore"), *("6", "2")),
 )
 """Scenarios, points and instants of each."""
 

@@ -6,6 +6,7 @@ A night without news imports every file here, so none of them imports anything h
 from __future__ import annotations
 
 from retraining.commands import (
+    backup,
     check,
     correct,
     history,
@@ -14,6 +15,7 @@ from retraining.commands import (
     relocate,
     reproduce,
     requeue,
+    restore,
     rollback,
     status,
     trust,
@@ -34,5 +36,7 @@ COMMANDS = (
     reproduce.COMMAND,
     lineage.COMMAND,
     relocate.COMMAND,
+    backup.COMMAND,
+    restore.COMMAND,
     upgrade_store.COMMAND,
 )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from retraining.errors import PipelineError
+from retraining.errors import PipelineError, TryLaterError
 from retraining.journal import JOURNAL_NAME, Home, Journal
 from retraining.settings import Settings
 
@@ -135,7 +135,7 @@ def elsewhere(settings: Settings) -> Elsewhere | None:
         homes = [one for one in _homes(connection, settings) if not _is_here(one, settings)]
     if not homes:
         return None
-    original = next((one for one in homes if _is_original(one, settings)), None)
+    original = next((one for one in homes if is_original(one, settings.home)), None)
     shares = original is not None and _same(
         original / database.relative_to(settings.home), database
     )
@@ -156,20 +156,39 @@ def copy_database(source: Path, target: Path) -> None:
     for left_over in target.parent.glob(f"{target.name}*"):  # a stale journal would be replayed
         left_over.unlink()
     with opened(source) as original, contextlib.closing(sqlite3.connect(target)) as copy:
+        copy.execute("PRAGMA journal_mode = OFF")  # begun again, if this dies
         original.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")
 
 
 def damage(database: Path) -> str:
-    """Return what is wrong with a SQLite file; empty if nothing is."""
+    """Return what is wrong with a SQLite file that nobody writes; empty if nothing is."""
+    address = f"{database.absolute().as_uri()}?immutable=1"
     try:
-        with opened(database) as connection:
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
             state = str(connection.execute("PRAGMA integrity_check").fetchone()[0])
     except sqlite3.Error as error:
         return str(error)
     return "" if state == "ok" else state.splitlines()[0]
 
 
+def unreadable(database: Path, error: sqlite3.Error) -> PipelineError:
+    """Return what is said of a store that SQLite cannot read."""
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+        return TryLaterError(f"{database} is locked by another process")
+    return PipelineError(
+        f"{database} is not a readable MLflow store ({error}); copy the home again while no "
+        "command of the pipeline is at work, or restore it from a backup; nothing was changed"
+    )
+
+
 # --- Places ---
+
+
+def homes_in(database: Path, settings: Settings) -> tuple[Path, ...]:
+    """Return the homes that a store names as those of the registered model's files."""
+    with opened(database) as connection:
+        return tuple(_homes(connection, settings))
 
 
 def _homes(connection: sqlite3.Connection, settings: Settings) -> list[Path]:
@@ -234,14 +253,20 @@ def _same(one: Path, other: Path) -> bool:
         return False
 
 
-def _is_original(home: Path, settings: Settings) -> bool:
-    """Say whether a home is still there, and not another one that took the place of a moved one."""
+def is_original(home: Path, journal_of: Path) -> bool:
+    """Say whether a home is still there, and not another one that took the place of a moved one.
+
+    Parameters
+    ----------
+    journal_of
+        The folder with the journal of the home that came from there.
+    """
     database = home / "mlflow_server" / "backend_db" / "mlflow.db"
     if not (os.path.exists(home / JOURNAL_NAME) or os.path.exists(database)):  # noqa: PTH110 - never raises
         return False
     with contextlib.suppress(PipelineError, OSError):
         theirs, ours = (
-            {one.id for one in Journal(each).read().all(Home)} for each in (home, settings.home)
+            {one.id for one in Journal(each).read().all(Home)} for each in (home, journal_of)
         )
         return not (theirs and ours and theirs.isdisjoint(ours))
     return True

@@ -119,7 +119,7 @@ def relocate(settings: Settings, *, as_copy: bool) -> list[str]:
     try:
         found = places.elsewhere(settings)
     except sqlite3.Error as error:
-        raise _unreadable(database, error) from error
+        raise places.unreadable(database, error) from error
     if found is None:
         _check_model(settings, database)
         return _in_place(settings, database, as_copy=as_copy)
@@ -137,11 +137,14 @@ def relocate(settings: Settings, *, as_copy: bool) -> list[str]:
     copy = database.with_name(COPY_NAME)
     try:
         places.copy_database(database, copy)
-        verified = prepare(settings, copy, found.homes, at=settings.home)
+        remedy = (
+            f"put back what it lacks, from {found.homes[0]} or from a backup, then run this again"
+        )
+        verified = prepare(settings, copy, found.homes, at=settings.home, remedy=remedy)
         _note(settings, found.homes[0], as_copy=as_copy)
         backup = _replace(database, copy)
     except sqlite3.Error as error:
-        raise _unreadable(database, error) from error
+        raise places.unreadable(database, error) from error
     finally:
         copy.unlink(missing_ok=True)
     lines = [
@@ -175,16 +178,9 @@ def _in_place(settings: Settings, database: Path, *, as_copy: bool) -> list[str]
     return [said, HAS_ITS_OWN_ID]
 
 
-def _unreadable(database: Path, error: sqlite3.Error) -> PipelineError:
-    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-        return TryLaterError(f"{database} is locked by another process")
-    return PipelineError(
-        f"{database} is not a readable MLflow store ({error}); copy the home again while no "
-        "command of the pipeline is at work, or restore it from a backup; nothing was changed"
-    )
-
-
-def prepare(settings: Settings, database: Path, homes: tuple[Path, ...], *, at: Path) -> Verified:
+def prepare(
+    settings: Settings, database: Path, homes: tuple[Path, ...], *, at: Path, remedy: str
+) -> Verified:
     """Change a copy of a store, and check it and what it points to.
 
     Parameters
@@ -197,6 +193,8 @@ def prepare(settings: Settings, database: Path, homes: tuple[Path, ...], *, at: 
         That it points to.
     at
         Where the files of the home are now, its journal among them.
+    remedy
+        What to do about a version in use that is not whole.
 
     Raises
     ------
@@ -208,14 +206,11 @@ def prepare(settings: Settings, database: Path, homes: tuple[Path, ...], *, at: 
     if damaged := places.damage(database):
         raise PipelineError(
             f"the store is damaged ({damaged}): copy the home again while no command of the "
-            "pipeline is at work, or restore it from a backup; nothing was changed"
+            "pipeline is at work, or restore it from an older backup; nothing was changed"
         )
     verified = verify(settings, database, at=at)
     if verified.fatal:
-        raise PipelineError(
-            f"{'; '.join(verified.fatal)}. Put back what it lacks, from {homes[0]} or from a "
-            "backup, then run this again; nothing was changed"
-        )
+        raise PipelineError(f"{'; '.join(verified.fatal)}; {remedy}; nothing was changed")
     return verified
 
 
