@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Domain, make_home
+from conftest import BATCH, Domain, make_home
 
 import pipeline_orchestrator
-from pipeline_orchestrator import run_orchestrator
+from pipeline_orchestrator import champion_on_used, run_orchestrator
 from retraining.backups import MANIFEST_NAME
 from retraining.commands import backup as backup_command
 from retraining.commands import restore as restore_command
@@ -33,7 +33,7 @@ from retraining.files import exclusive_lock, hash_file
 from retraining.journal import JOURNAL_NAME, Home, Journal
 from retraining.known_recordings import FILE_NAME
 from retraining.outcome import Outcome
-from retraining.registry import places
+from retraining.registry import open_registry, places
 from retraining.registry.relocation import Relocated, relocate, relocation_lines
 from retraining.registry.store import upgrade_store
 from retraining.settings import RESTORING, RESTORING_NOTE
@@ -376,24 +376,17 @@ class TestRestore:
             restore(settings_of(tmp_path / "new"), archive)
 
     @pytest.mark.slow
+    @pytest.mark.usefixtures("fast_training")
     def test_a_restored_home_lives_on(
-        self,
-        history_of: Callable[..., tuple[Path, Any]],
-        domain: Domain,
-        tmp_path: Path,
-        settings_of: SettingsOf,
+        self, archive: Path, tmp_path: Path, settings_of: SettingsOf
     ) -> None:
-        """Recordings that wait are judged as they would have been in the original."""
-
-        def wait(home: Path) -> None:
-            backup(settings_of(home), home.parent / "stems.tar")
-
-        home, _ = history_of(domain, "backed up", wait, tmp_path / "home")
-        backup(settings_of(home), tmp_path / "stems.tar")
-        restore(settings_of(tmp_path / "new"), tmp_path / "stems.tar")
-        results = [run_orchestrator(settings_of(one)) for one in (home, tmp_path / "new")]
-        assert [one.outcome for one in results] == [Outcome.PROMOTED] * 2
-        assert results[0].message == results[1].message
+        """Recordings that waited are judged, and what comes of it is written here alone."""
+        settings = settings_of(tmp_path / "new")
+        restore(settings, archive)
+        before = contents(tmp_path / "home")
+        assert run_orchestrator(settings).outcome is Outcome.PROMOTED
+        assert contents(tmp_path / "home") == before
+        assert places.elsewhere(settings) is None
 
 
 def written(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
@@ -618,3 +611,84 @@ class TestKilled:
         """It is a store as any."""
         restore(settings_of(tmp_path / "new"), archive)
         assert "nothing to do" in upgrade_store(settings_of(tmp_path / "new"))
+
+
+@pytest.mark.usefixtures("fast_training")
+class TestAnOlderStore:
+    """Only the store is put back: used_gts/ holds what production of then never learnt."""
+
+    @pytest.fixture
+    def older(
+        self,
+        history_of: Callable[..., tuple[Path, Any]],
+        domain: Domain,
+        tmp_path: Path,
+        settings_of: SettingsOf,
+    ) -> Path:
+        """Give a home whose store is that of before its last promotion."""
+
+        def promote(home: Path) -> None:
+            places.copy_database(home / STORE, home / "before.db")
+            assert run_orchestrator(settings_of(home)).outcome is Outcome.PROMOTED
+            (home / "before.db").rename(home / STORE)
+
+        home, _ = history_of(domain, "an older store", promote, tmp_path / "home")
+        return home
+
+    @pytest.mark.slow
+    def test_its_recordings_are_told_learnt_and_evidence(
+        self,
+        older: Path,
+        domain: Domain,
+        settings_of: SettingsOf,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """None is lost, none a duplicate of itself, and no model learnt them: they may judge."""
+        settings = settings_of(older)
+        unlearnt = {hash_file(path) for path in settings.used_gts.glob("new_*.csv")}
+        judged_on = []
+
+        def judging(*values: Any) -> Any:
+            errors = champion_on_used(*values)
+            judged_on.append({*errors.index})
+            return errors
+
+        monkeypatch.setattr(pipeline_orchestrator, "champion_on_used", judging)
+        used = {path.name for path in settings.used_gts.glob("*.csv")}
+        state = status(settings, None)
+        assert state["production"] == 1
+        assert any("new_01.csv" in line for line in state["training_data"])
+        assert state["problems"] == []
+        domain.write(settings.new_gts, BATCH, "new", seed=9, prefix="later")
+        result = run_orchestrator(settings)
+        assert result.outcome is Outcome.PROMOTED
+        assert f"holds {BATCH} recordings that production did not learn" in result.notes[0]
+        registry = open_registry(settings)
+        champion = registry.production.champion()
+        learnt = {one.name for one in registry.learnt_by(champion).files}
+        later = {f"later_{number:02d}.csv" for number in range(1, BATCH + 1)}
+        assert learnt == used | later
+        assert {path.name for path in settings.used_gts.glob("*.csv")} == used | later
+        assert judged_on == [unlearnt]
+
+    @pytest.mark.slow
+    def test_a_copy_of_one_is_still_a_duplicate(
+        self, older: Path, domain: Domain, settings_of: SettingsOf
+    ) -> None:
+        """It is known, although production did not learn it."""
+        settings = settings_of(older)
+        shutil.copy(settings.used_gts / "new_01.csv", settings.new_gts / "again.csv")
+        domain.write(settings.new_gts, BATCH - 1, "new", seed=9, prefix="later")
+        result = run_orchestrator(settings)
+        assert result.outcome is Outcome.WAITING
+        assert (settings.rejected_gts / "again.csv").is_file()
+
+    @pytest.mark.slow
+    def test_with_an_older_journal_as_well(self, older: Path, settings_of: SettingsOf) -> None:
+        """Then nobody knows how they came there, and a person looks."""
+        journal = Journal(older).path
+        lines = journal.read_bytes().splitlines(keepends=True)
+        journal.write_bytes(lines[0])
+        state = status(settings_of(older), None)
+        told = " ".join([*state["training_data"], *state["problems"]])
+        assert "new_01.csv" in told
