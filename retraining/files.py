@@ -209,7 +209,12 @@ def sync_files(paths: Collection[Path]) -> None:
 
 @contextlib.contextmanager
 def written_whole(
-    target: Path, *, mode: int = 0o644, durable: bool = True, overwrite: bool = True
+    target: Path,
+    *,
+    mode: int = 0o644,
+    durable: bool = True,
+    overwrite: bool = True,
+    prefix: str = TEMPORARY_PREFIX,
 ) -> Iterator[Path]:
     """Give the path of a temporary file, which becomes `target` whole when the block ends well.
 
@@ -219,10 +224,10 @@ def written_whole(
         Whether it must outlive a power cut.
     overwrite
         Whether it may take the place of another file; if not, FileExistsError.
+    prefix
+        Of the temporary file's name, by which it is found if this process dies.
     """
-    descriptor, name = tempfile.mkstemp(
-        dir=target.parent, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX
-    )
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=TEMPORARY_SUFFIX)
     temporary = Path(name)
     try:
         try:

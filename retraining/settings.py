@@ -26,6 +26,8 @@ SCRIPTS = Path(__file__).resolve().parents[1]
 """The folder of the three scripts: the default home, and where training modules are looked for."""
 SQLITE = ("sqlite:///", "sqlite+pysqlite:///")
 SCHEDULER_SCHEMES = ("tcp://", "tls://")
+RESTORING, RESTORING_NOTE = ".pipeline-restoring", ".pipeline_restoring.json"
+"""In a home that is being restored: what is yet to be put in place, and that it was verified."""
 STORE_SCHEMES = (*SQLITE, "http://", "https://", "postgresql", "mysql", "mssql")
 BOOLEAN_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -440,7 +442,8 @@ def check_home(settings: Settings) -> None:
     Raises
     ------
     PipelineError
-        If new_gts/ or used_gts/ is not there: none is created somewhere wrong. If a folder is a
+        If new_gts/ or used_gts/ is not there: none is created somewhere wrong. If a restore was cut
+        off: half a home is none. If a folder is a
         link of another user; one of ours may lead to a larger disk.
     UsageError
         If the training module's file is not there.
@@ -450,6 +453,12 @@ def check_home(settings: Settings) -> None:
             f"--training-module {settings.training_module}: there is no file "
             f"{settings.training_file}"
         )
+    for name in (RESTORING, RESTORING_NOTE):
+        if os.path.lexists(settings.home / name):
+            raise PipelineError(
+                f"restoring {settings.home} was cut off, or is at work; run again: python "
+                "pipeline_orchestrator.py restore FILE"
+            )
     for folder in (settings.new_gts, settings.used_gts):
         if not folder.is_dir():
             raise PipelineError(

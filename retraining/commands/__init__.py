@@ -6,13 +6,16 @@ A night without news imports every file here, so none of them imports anything h
 from __future__ import annotations
 
 from retraining.commands import (
+    backup,
     check,
     correct,
     history,
     lineage,
     predict,
+    relocate,
     reproduce,
     requeue,
+    restore,
     rollback,
     status,
     trust,
@@ -32,5 +35,8 @@ COMMANDS = (
     withdraw.COMMAND,
     reproduce.COMMAND,
     lineage.COMMAND,
+    relocate.COMMAND,
+    backup.COMMAND,
+    restore.COMMAND,
     upgrade_store.COMMAND,
 )

@@ -30,8 +30,9 @@ from retraining.files import (
     written_whole,
 )
 from retraining.journal import Journal
-from retraining.registry import exchanges, refusals
+from retraining.registry import exchanges, places, refusals
 from retraining.registry.facts import NotInRegistry
+from retraining.registry.places import copy_database
 from retraining.settings import Settings, sqlite_uri
 from retraining.text import printable
 from retraining.workers import death_in_words
@@ -157,7 +158,7 @@ def connect(settings: Settings, *, create: bool = False) -> Connection:
     Raises
     ------
     PipelineError
-        If there is no store, or an older one.
+        If there is no store, or an older one; if the home was moved or copied.
     TryLaterError
         If a server does not answer.
     """
@@ -166,6 +167,7 @@ def connect(settings: Settings, *, create: bool = False) -> Connection:
     if settings.database is not None:
         if not settings.database.is_file():
             raise NotInRegistry(f"there is no store at {settings.database}; {NO_STORE_REMEDY}")
+        places.check(settings)
         _check_schema(settings.database)
     elif settings.is_on_server:
         _check_health(settings.store_uri)
@@ -227,15 +229,16 @@ def upgrade_store(settings: Settings) -> str:
         )
     if not database.is_file():
         raise NotInRegistry(f"there is no store at {database}; {NO_STORE_REMEDY}")
+    places.check(settings)
     before, needed = _readable_schema(database), _schema_needed()
     if before == needed:
         return f"{database} has schema {before} already; nothing to do"
     _refuse_newer(str(database), before)
     backup = database.with_name(f"{database.name}.{before or 'none'}.backup")
     copy = database.with_name(".upgrading.db")
-    _copy_database(database, copy)
+    copy_database(database, copy)
     if not backup.exists():
-        _copy_database(database, copy.with_suffix(".backup"))
+        copy_database(database, copy.with_suffix(".backup"))
         copy.with_suffix(".backup").rename(backup)
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -250,16 +253,6 @@ def upgrade_store(settings: Settings) -> str:
     copy.rename(database)
     sync_folder(database.parent)
     return f"{database}: schema {before or 'none'} -> {needed}; the old store is {backup.name}"
-
-
-def _copy_database(source: Path, target: Path) -> None:
-    for left_over in target.parent.glob(f"{target.name}*"):  # a stale journal would be replayed
-        left_over.unlink()
-    with (
-        contextlib.closing(sqlite3.connect(f"{source.as_uri()}?mode=rw", uri=True)) as original,
-        contextlib.closing(sqlite3.connect(target)) as copy,
-    ):
-        original.backup(copy)
 
 
 def _migrations() -> Any:

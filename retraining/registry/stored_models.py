@@ -43,6 +43,7 @@ MODEL_FILE = "model.skops"
 EXAMPLE_FILE = "input_example.json"
 LEFT_OUT_OF_DIGEST = "registered_model_meta"
 """MLflow writes it beside a model when somebody loads it."""
+BYTECODE = "__pycache__"
 MOST_FILES = 1000
 """Of a version; a model has about ten."""
 
@@ -311,7 +312,7 @@ def _remove_bytecode(folder: Path) -> None:
 
     It was not registered, so it may neither look like tampering nor ever be run.
     """
-    for left_over in [*folder.rglob("__pycache__")]:
+    for left_over in [*folder.rglob(BYTECODE)]:
         if left_over.is_dir() and not left_over.is_symlink():
             shutil.rmtree(left_over)
 
@@ -333,7 +334,9 @@ def _hashes(folder: Path) -> list[tuple[str, str]]:
     return [
         (path.relative_to(folder).as_posix(), hash_file(path))
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / LEFT_OUT_OF_DIGEST
+        if path.is_file()
+        and path != folder / LEFT_OUT_OF_DIGEST
+        and BYTECODE not in path.relative_to(folder).parts
     ]
 
 

@@ -62,6 +62,8 @@ from sample_gts import write_recordings
 
 import pipeline_orchestrator
 import register_first_model
+from retraining import backups, notices
+from retraining.commands import backup as backup_command
 from retraining.errors import PipelineError
 from retraining.files import read_sealed
 from retraining.journal import (
@@ -79,6 +81,7 @@ from retraining.known_recordings import FILE_NAME as RECORDINGS_NAME
 from retraining.registry import store
 from retraining.registry.stored_models import folder_digest
 from retraining.report import drift
+from retraining.settings import RESTORING_NOTE
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 COUNTED = {
@@ -109,6 +112,12 @@ class Scenario:
     name: str
     template: Path
     commands: tuple[Callable[[list[str]], int], ...]
+
+    def copied(self, home: Path) -> Path:
+        """Return a copy of the template; where moving is what is tried, its store stays behind."""
+        if relocate in self.commands:
+            return Path(shutil.copytree(self.template, home, symlinks=True))
+        return copy_home(self.template, home)
 
 
 def cycle(home: list[str]) -> int:
@@ -176,6 +185,29 @@ def correct(home: list[str]) -> int:
     if any(one.by_person for one in Journal(Path(home[1])).read().all(Replaced)):
         return idle(home)
     return pipeline_orchestrator.main(["correct", "mended.csv", "waiting.csv", *home])
+
+
+def relocate(home: list[str]) -> int:
+    """Let the store of a copied home point to it; one that does already stays as it is."""
+    return pipeline_orchestrator.main(["relocate", "--copy", *home])
+
+
+ARCHIVE = "stems.tar"
+
+
+def backup(home: list[str]) -> int:
+    """Write an archive beside the home; one that is there is whole, and is not overwritten."""
+    path = Path(home[1]).with_name(ARCHIVE)
+    status = pipeline_orchestrator.main(["backup", str(path), *home])
+    return 0 if path.exists() else status
+
+
+def restore(home: list[str]) -> int:
+    """Make a home of the archive that lies in its folder; one that is made is left."""
+    folder = Path(home[1])
+    if (folder / JOURNAL_NAME).exists() and not (folder / RESTORING_NOTE).exists():
+        return idle(home)
+    return pipeline_orchestrator.main(["restore", str(folder / ARCHIVE), *home])
 
 
 PRELOADED = (
@@ -300,7 +332,21 @@ def describe(home: Path) -> dict[str, Any]:
         "known": _known(home),
         "read of deleted ones": _read_of_deleted_ones(home),
         "change told": (home.parent / "told.json").exists(),
+        "archive": _archived(home.with_name(ARCHIVE)),
+        "left beside": sorted(path.name for path in home.parent.glob(".*")),
     }
+
+
+def _archived(path: Path) -> list[tuple[str, str]]:
+    """Return what a backup holds, read as restoring does, but for what has times in it."""
+    if not path.exists():
+        return []
+    with backups.opened(path) as (_, description):
+        return sorted(
+            (name, one.sha256)
+            for name, one in description.members.items()
+            if name not in (JOURNAL_NAME, backup_command.STORE, notices.HEARTBEAT_NAME)
+        )
 
 
 def _contents(folder: Path) -> list[str]:
@@ -413,7 +459,7 @@ def differences(scenario: Scenario, twin: dict[str, Any], home: Path) -> list[st
 
 def sweep(scenario: Scenario, folder: Path, sample: int, n_random: int) -> tuple[int, int]:
     """Kill the scenario at its points; return how many were tried and how many differed."""
-    twin_home = copy_home(scenario.template, folder / "twin" / "home")
+    twin_home = scenario.copied(folder / "twin" / "home")
     began = time.monotonic()
     status, n_points = run_forked(scenario.commands[0], twin_home)
     seconds = time.monotonic() - began
@@ -431,7 +477,7 @@ def sweep(scenario: Scenario, folder: Path, sample: int, n_random: int) -> tuple
     ]
     wrong = 0
     for name, kill_at, kill_after in plans:
-        home = copy_home(scenario.template, folder / "trial" / "home")
+        home = scenario.copied(folder / "trial" / "home")
         run_forked(scenario.commands[0], home, kill_at, kill_after)
         found = differences(scenario, twin, home)
         wrong += bool(found)
@@ -531,6 +577,14 @@ class Homes:
         return _after(healthy, home, self._folder / "parked")
 
     @functools.cached_property
+    def archived(self) -> Path:
+        """An archive of a home, in a folder that is to become one."""
+        _after(backup, self.with_a_past, self._folder / "archived" / "home")
+        folder = self._folder / "empty"
+        folder.mkdir()
+        return (self._folder / "archived" / ARCHIVE).rename(folder / ARCHIVE).parent
+
+    @functools.cached_property
     def other(self) -> Path:
         """The first model of another training module is production."""
         home = make_home(self._folder / "other bare")
@@ -552,6 +606,9 @@ SCENARIOS: dict[str, tuple[str, tuple[Callable[[list[str]], int], ...]]] = {
     "withdraw": ("with_a_past", (withdraw, idle)),
     "withdraw --delete": ("with_a_past", (withdraw_deleting, idle)),
     "withdraw --undo": ("withdrawn", (undo, idle)),
+    "relocate": ("promoted", (relocate, healthy)),
+    "backup": ("with_a_past", (backup, idle)),
+    "restore": ("archived", (restore, healthy)),
 }
 """Name -> home and commands."""
 
