@@ -11,6 +11,7 @@ from retraining.commands import (
     history,
     lineage,
     predict,
+    prune,
     reproduce,
     requeue,
     rollback,
@@ -32,5 +33,6 @@ COMMANDS = (
     withdraw.COMMAND,
     reproduce.COMMAND,
     lineage.COMMAND,
+    prune.COMMAND,
     upgrade_store.COMMAND,
 )

@@ -76,6 +76,11 @@ class Versions:
         number = model.aliases.get(alias)
         return None if number is None else _number(number)
 
+    def aliases(self) -> dict[str, int]:
+        """Return every alias, people's own included, and the version that it names."""
+        model = self.connection.client.get_registered_model(self.connection.name)
+        return {alias: _number(number) for alias, number in model.aliases.items()}
+
     def get(self, number: int) -> RegisteredVersion:
         """Return one version.
 

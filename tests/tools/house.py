@@ -40,7 +40,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("known_recordings",),
     ("intake",),
     ("registry.*",),
-    ("command_line", "cycle", "inventory", "notices", "vouching"),
+    ("command_line", "cycle", "inventory", "notices", "pruning", "vouching"),
     ("records", "recovery"),
     ("report.*",),
     ("recorder",),
