@@ -8,7 +8,9 @@ from __future__ import annotations
 from retraining.commands import (
     check,
     correct,
+    export_model,
     history,
+    import_model,
     lineage,
     predict,
     prune,
@@ -34,5 +36,7 @@ COMMANDS = (
     reproduce.COMMAND,
     lineage.COMMAND,
     prune.COMMAND,
+    export_model.COMMAND,
+    import_model.COMMAND,
     upgrade_store.COMMAND,
 )

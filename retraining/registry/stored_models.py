@@ -138,12 +138,12 @@ class StoredModels:
         with tempfile.TemporaryDirectory(prefix="pipeline-model-") as name:
             folder = Path(name, "model")
             save(folder, logged.model_id)
-            _remove_bytecode(folder)
+            remove_bytecode(folder)
             digest = folder_digest(folder)
             client.log_model_artifacts(logged.model_id, str(folder))
         client.finalize_logged_model(logged.model_id, "READY")
         for uri in (logged.artifact_location, run.info.artifact_uri):
-            _sync_local_artifacts(uri)
+            sync_local_artifacts(uri)
         return LoggedModel(logged.model_uri, logged.model_id, digest)
 
     def _log_metrics(self, run: Run, model_id: str) -> None:
@@ -176,7 +176,7 @@ class StoredModels:
                     f"the files of version {version.number} are missing at {printable(uri)}; "
                     f"restore them, or {OTHER_VERSION}"
                 ) from error
-            _remove_bytecode(Path(path))
+            remove_bytecode(Path(path))
             yield Path(path)
 
     def _refuse_pruned(self, version: RegisteredVersion) -> None:
@@ -271,9 +271,15 @@ class StoredModels:
                 self._refuse_pruned(version)
             yield folder
 
-    def digest(self, version: RegisteredVersion) -> str:
-        """Return the digest of a version's files as they are now."""
-        with self.whole_files(version) as folder:
+    def digest(self, version: RegisteredVersion, *, pruned_too: bool = False) -> str:
+        """Return the digest of a version's files as they are now.
+
+        Parameters
+        ----------
+        pruned_too
+            Also of what is left of a pruned one.
+        """
+        with self._downloaded(version) if pruned_too else self.whole_files(version) as folder:
             return folder_digest(folder)
 
     # --- Pruning ---
@@ -297,7 +303,7 @@ class StoredModels:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         get_artifact_repository(location).delete_artifacts(MODEL_FILE)
-        _sync_local_artifacts(location)
+        sync_local_artifacts(location)
         if self.model_file_bytes(location) is not None:
             raise PipelineError(
                 f"the artifact store did not remove {MODEL_FILE} at {printable(location)}; let "
@@ -369,7 +375,7 @@ def _example(folder: Path, version: RegisteredVersion) -> pd.DataFrame:
         raise unreadable(f"version {version.number}", EXAMPLE_FILE, error) from error
 
 
-def _remove_bytecode(folder: Path) -> None:
+def remove_bytecode(folder: Path) -> None:
     """Remove what a program that serves the files where they lie leaves beside their code.
 
     It was not registered, so it may neither look like tampering nor ever be run.
@@ -475,7 +481,7 @@ def _load_skops(path: Path, number: int, trusted_types: Sequence[str]) -> Any:
         ) from error
 
 
-def _sync_local_artifacts(uri: str) -> None:
+def sync_local_artifacts(uri: str) -> None:
     """Make a model's files durable where they lie on this machine."""
     from urllib.request import url2pathname
 

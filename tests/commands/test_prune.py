@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from buckets import bucket
 from conftest import BATCH, DOMAINS, mlflow_server
 from losers import add_loser, folder_of
 from sample_gts import write_recordings
@@ -257,48 +258,30 @@ class TestNights:
 @pytest.mark.slow
 @pytest.mark.parametrize("through_the_server", [True, False], ids=["through the server", "direct"])
 def test_a_bucket_is_pruned_as_well(
-    home: Path,
-    tmp_path: Path,
-    settings_of: SettingsOf,
-    monkeypatch: pytest.MonkeyPatch,
-    through_the_server: bool,
+    home: Path, tmp_path: Path, settings_of: SettingsOf, through_the_server: bool
 ) -> None:
     """A real server, whose artifacts are in S3: it hands them on, or clients ask S3 themselves."""
-    import boto3
     import mlflow
-    from moto.server import ThreadedMotoServer
 
     from register_first_model import register_first_model
 
-    s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    s3.start()
-    host, port = s3.get_host_and_port()
-    environment = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{port}",
-    }
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    name = f"models{through_the_server:d}"
-    place = environment["MLFLOW_S3_ENDPOINT_URL"]
-    client = boto3.resource("s3", endpoint_url=place, region_name="us-east-1")
-    bucket = client.create_bucket(Bucket=name)
     (tmp_path / "server").mkdir()
     store = f"sqlite:///{tmp_path}/server/mlflow.db"
-    with mlflow_server(store, f"s3://{name}/stems", **environment) as address:
+    with (
+        bucket(f"pruned{through_the_server:d}") as s3,
+        mlflow_server(store, f"s3://{s3.name}/stems", **s3.environment) as address,
+    ):
         settings = settings_of(home, tracking_uri=address, model_name="OnServer")
         if not through_the_server:
             mlflow.MlflowClient(address).create_experiment(
-                "OnServer", artifact_location=f"s3://{name}/direct"
+                "OnServer", artifact_location=f"s3://{s3.name}/direct"
             )
         register_first_model(settings)
         assert [add_loser(settings).number for _ in range(2)] == [2, 3]
 
         def kept() -> list[str]:
-            names = [one.key for one in bucket.objects.all()]
-            assert all(one.startswith("direct/") != through_the_server for one in names)
-            return [one for one in names if one.endswith(MODEL_FILE)]
+            assert all(one.startswith("direct/") != through_the_server for one in s3.names)
+            return [one for one in s3.names if one.endswith(MODEL_FILE)]
 
         assert len(kept()) == 3
         assert prune(settings, 1)[-1].startswith("pruned 1 version, ")
@@ -306,4 +289,3 @@ def test_a_bucket_is_pruned_as_well(
         with pytest.raises(PipelineError, match="^version 2 was pruned on "):
             rollback(settings, 2)
         assert rollback(settings, 3).startswith("rolled back: version 3")
-    s3.stop()

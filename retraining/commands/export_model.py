@@ -1,0 +1,111 @@
+"""`export`: one archive of the registered model with all its history, for another store."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+from retraining import recovery
+from retraining.archives import ArchiveWriter, archive_written
+from retraining.command_line import Command, print_result
+from retraining.commands.transfer import (
+    JOURNAL_FILE,
+    KIND,
+    MODEL_FILE,
+    as_json,
+    entries_of,
+)
+from retraining.errors import EXIT_DONE, PipelineError, stop_request
+from retraining.files import exclusive_lock
+from retraining.journal import Journal
+from retraining.registry import Registry, open_registry
+from retraining.registry.copies import RunCopy, VersionCopy
+from retraining.settings import Settings, check_home
+from retraining.text import now, size_text
+
+logger = logging.getLogger("pipeline")
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a new one, such as stems.tar")
+
+
+def _work(settings: Settings, options: argparse.Namespace) -> int:
+    print_result(export(settings, options.file), {}, as_json=False)
+    return EXIT_DONE
+
+
+def export(settings: Settings, target: Path) -> list[str]:
+    """Write the registered model of the store into one archive; return what was done, in lines.
+
+    Parameters
+    ----------
+    target
+        A file that is not there yet; it is there whole or not at all.
+
+    Raises
+    ------
+    PipelineError
+        If it is there, or if there is no such model.
+    """
+    check_home(settings)
+    with exclusive_lock(settings, "export"):
+        recovery.tidy(settings)
+        registry = open_registry(settings)
+        if not registry.versions.model_exists():
+            registry.production.champion()  # says what to do
+        memory = Journal(settings.home).read()
+        facts = {
+            "home_id": memory.home_id,
+            "model_name": settings.model_name,
+            "exported_at": now(),
+        }
+        there = sorted(registry.versions.all(), key=lambda one: one.number)
+        versions = [registry.copies.version(one) for one in there]
+        runs = registry.copies.all_runs(versions)
+        try:
+            with archive_written(target, KIND, facts) as writer:
+                _add_files(registry, writer, versions, runs)
+                content = {
+                    "model": dataclasses.asdict(registry.copies.model()),
+                    "versions": [dataclasses.asdict(one) for one in versions],
+                    "runs": [dataclasses.asdict(one) for one in runs],
+                }
+                writer.add_bytes(MODEL_FILE, json.dumps(content, allow_nan=False).encode())
+                entries = entries_of(memory, settings.model_name)
+                writer.add_bytes(JOURNAL_FILE, as_json(entries))
+        except FileExistsError as error:
+            raise PipelineError(
+                f"{target} is there already: name another file, or move it away"
+            ) from error
+    return [
+        f"exported {len(versions)} versions and {len(runs)} runs of {settings.model_name} to "
+        f"{target}, {size_text(target.stat().st_size)}",
+        "recordings are not in it: copy used_gts/, new_gts/ and withdrawn/ where they are needed",
+    ]
+
+
+def _add_files(
+    registry: Registry,
+    writer: ArchiveWriter,
+    versions: list[VersionCopy],
+    runs: list[RunCopy],
+) -> None:
+    for one in versions:
+        stop_request.obey()
+        with registry.copies.files_of(registry.versions.get(one.number)) as folder:
+            if folder is None:
+                logger.warning("version %d has no files any more", one.number)
+            else:
+                writer.add_folder(f"versions/{one.number}", folder)
+    for run in runs:
+        stop_request.obey()
+        with registry.copies.artifacts_of(run.run_id) as folder:
+            if folder is not None:
+                writer.add_folder(f"runs/{run.run_id}", folder)
+
+
+COMMAND = Command("export", "one archive of the model for another store", _add_flags, _work)
