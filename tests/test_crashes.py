@@ -34,12 +34,15 @@ SAMPLES = (
         ("a correction", "correct", "withdraw", "withdraw --delete", "withdraw --undo"),
         *("3", "1"),
     ),
+    (("prune", "import"), *("3", "1")),
 )
 """Scenarios, points and instants of each."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("names", "sample", "instants"), SAMPLES, ids=["versions", "recordings"])
+@pytest.mark.parametrize(
+    ("names", "sample", "instants"), SAMPLES, ids=["versions", "recordings", "stores"]
+)
 def test_no_command_leaves_a_trace_of_its_death(
     figure: Callable[[str, Any], None], names: tuple[str, ...], sample: str, instants: str
 ) -> None:
