@@ -13,16 +13,18 @@ import io
 import json
 import os
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from retraining.errors import PipelineError
 from retraining.files import UnusableFile, hash_bytes, open_regular, written_whole
 from retraining.text import printable
+
+if TYPE_CHECKING:
+    import tarfile
 
 CONTENTS = "archive.json"
 """The last member: what the archive is, and the digests of all others."""
@@ -32,7 +34,8 @@ LONGEST_READ = 4_000_000
 """tarfile reads what describes a member at once, however long it says that is."""
 LONGEST_NAME = 1000
 LONGEST_PART_BYTES = 255
-PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
+PLAIN = (b"0", b"\0")
+"""Types of members: a regular file, and as older programs wrote one."""
 
 
 # --- Writing ---
@@ -71,7 +74,9 @@ class ArchiveWriter:
     def _add(self, name: str, stream: Any, n_bytes: int, sha256: str) -> None:
         if name in self._files or not _is_plain(name):
             raise PipelineError(f"{printable(name)} cannot be a name in an archive")
-        member = tarfile.TarInfo(name)
+        from tarfile import TarInfo
+
+        member = TarInfo(name)
         member.size, member.mode = n_bytes, 0o600
         self._tar.addfile(member, stream)
         self._files[name] = {"sha256": sha256, "n_bytes": n_bytes}
@@ -100,6 +105,8 @@ def archive_written(
     FileExistsError
         If it may not be overwritten and is there.
     """
+    import tarfile
+
     if not overwrite and target.exists():
         raise FileExistsError(target)
     with (
@@ -156,6 +163,8 @@ def extracted(path: Path, kind: str, *, most_files: int) -> Iterator[Archive]:
         If it is not there, is no such archive, holds what is no plain file, is larger, or if a
         content is not the one that is named. Nothing outside that folder is written.
     """
+    import tarfile
+
     with tempfile.TemporaryDirectory(prefix="pipeline-archive-") as name:
         folder = Path(name)
         try:
@@ -207,6 +216,8 @@ def _unpacked(
     stream: BinaryIO, folder: Path, most_files: int, most_bytes: int
 ) -> tuple[dict[str, tuple[str, int]], bytes]:
     """Write the members into a folder; return name -> digest and bytes, and the last one."""
+    import tarfile
+
     found: dict[str, tuple[str, int]] = {}
     with tarfile.open(fileobj=_ShortReads(stream), mode="r:") as tar:  # type: ignore[call-overload]
         for member in tar:

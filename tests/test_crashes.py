@@ -34,7 +34,7 @@ SAMPLES = (
         ("a correction", "correct", "withdraw", "withdraw --delete", "withdraw --undo"),
         *("3", "1"),
     ),
-    (("prune", "import"), *("3", "1")),
+    (("prune", "import"), *("2", "1")),
 )
 """Scenarios, points and instants of each."""
 

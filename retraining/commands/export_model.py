@@ -63,24 +63,19 @@ def export(settings: Settings, target: Path) -> list[str]:
             "model_name": settings.model_name,
             "exported_at": now(),
         }
-        there = sorted(registry.versions.all(), key=lambda one: one.number)
-        versions = [registry.copies.version(one) for one in there]
-        runs = registry.copies.all_runs(versions)
         try:
             with archive_written(target, KIND, facts) as writer:
-                _add_files(registry, writer, versions, runs)
-                content = {
-                    "model": dataclasses.asdict(registry.copies.model()),
-                    "versions": [dataclasses.asdict(one) for one in versions],
-                    "runs": [dataclasses.asdict(one) for one in runs],
-                }
-                writer.add_bytes(MODEL_FILE, json.dumps(content, allow_nan=False).encode())
+                versions, runs = _add_model(registry, writer)
                 entries = entries_of(memory, settings.model_name)
                 writer.add_bytes(JOURNAL_FILE, as_json(entries))
         except FileExistsError as error:
             raise PipelineError(
                 f"{target} is there already: name another file, or move it away"
             ) from error
+        except FileNotFoundError as error:
+            if target.parent.is_dir():
+                raise
+            raise PipelineError(f"there is no folder {target.parent}: make it first") from error
     return [
         f"exported {len(versions)} versions and {len(runs)} runs of {settings.model_name} to "
         f"{target}, {size_text(target.stat().st_size)}",
@@ -88,24 +83,33 @@ def export(settings: Settings, target: Path) -> list[str]:
     ]
 
 
-def _add_files(
-    registry: Registry,
-    writer: ArchiveWriter,
-    versions: list[VersionCopy],
-    runs: list[RunCopy],
-) -> None:
-    for one in versions:
+def _add_model(
+    registry: Registry, writer: ArchiveWriter
+) -> tuple[list[VersionCopy], list[RunCopy]]:
+    """Add versions and runs with all their files; return them."""
+    copies = registry.copies
+    there = sorted(registry.versions.all(), key=lambda one: one.number)
+    versions = [copies.version(one) for one in there]
+    for version in there:
         stop_request.obey()
-        with registry.copies.files_of(registry.versions.get(one.number)) as folder:
+        with copies.files_of(version) as folder:
             if folder is None:
-                logger.warning("version %d has no files any more", one.number)
+                logger.warning("version %d has no files any more", version.number)
             else:
-                writer.add_folder(f"versions/{one.number}", folder)
+                writer.add_folder(f"versions/{version.number}", folder)
+    runs = copies.all_runs(versions)
     for run in runs:
         stop_request.obey()
-        with registry.copies.artifacts_of(run.run_id) as folder:
+        with copies.artifacts_of(run.run_id) as folder:
             if folder is not None:
                 writer.add_folder(f"runs/{run.run_id}", folder)
+    content = {
+        "model": dataclasses.asdict(copies.model()),
+        "versions": [dataclasses.asdict(one) for one in versions],
+        "runs": [dataclasses.asdict(one) for one in runs],
+    }
+    writer.add_bytes(MODEL_FILE, json.dumps(content, allow_nan=False).encode())
+    return versions, runs
 
 
 COMMAND = Command("export", "one archive of the model for another store", _add_flags, _work)

@@ -16,7 +16,7 @@ from retraining.archives import Archive
 from retraining.errors import PipelineError
 from retraining.journal import BecameProduction, Entry, Memory, Vouch
 from retraining.looks import Judged, Look
-from retraining.registry.copies import ModelCopy, RunCopy, VersionCopy
+from retraining.registry.copies import ENDED, ModelCopy, RunCopy, VersionCopy
 from retraining.registry.pruned import Pruned
 
 KIND = "model"
@@ -24,7 +24,6 @@ MODEL_FILE, JOURNAL_FILE = "model.json", "journal.json"
 OF_A_MODEL: tuple[type[Entry], ...] = (Vouch, BecameProduction, Judged, Look, Pruned)
 """What a journal says of a registered model; all else in it is about the home's recordings."""
 MOST_VERSIONS = 10_000
-STATUSES = ("FINISHED", "FAILED", "KILLED")
 Value = TypeVar("Value")
 
 
@@ -150,7 +149,7 @@ def _check(transfer: Transfer) -> None:
         raise ValueError("the run of each version is there")
     if not {*transfer.model.aliases.values()} <= {*numbers}:
         raise ValueError("an alias names a version")
-    if not all(one.status in STATUSES for one in transfer.runs):
+    if not all(one.status in ENDED for one in transfer.runs):
         raise ValueError("a run has ended")
     if not all(
         len(point) == 4 and isinstance(point[0], str)

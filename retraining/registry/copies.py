@@ -45,12 +45,13 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 OUR_RUNS = (MONITORING_RUN, RETRAINING_RUN, PROMOTION_RUN, FIRST_RUN)
+ENDED = ("FINISHED", "FAILED", "KILLED")
 A_BATCH = 100
 """Of params or tags; ten times as many metrics. A server takes no more at once."""
 PLACEHOLDER = "placeholder"
 NO_FILES = "mlflow-artifacts:/no-files"
 UNFINISHED = ", unfinished"
-GONE = "deleted in MLflow before the export"
+RUN_IS_GONE = "deleted in MLflow before the export"
 logger = logging.getLogger("pipeline")
 
 
@@ -139,20 +140,24 @@ class Copies:
 
     def all_runs(self, versions: Sequence[VersionCopy]) -> list[RunCopy]:
         """Return the pipeline's runs that have ended, and those of versions, the oldest first."""
-        found = {run.info.run_id: run for run in self._in_experiment() if _is_ours(run)}
+        ours = [run for run in self._in_experiment() if _is_ours(run)]
+        found = {run.info.run_id: run for run in ours if run.info.status != "RUNNING"}
+        if len(found) < len(ours):
+            logger.warning("%d runs have not ended: left out", len(ours) - len(found))
         for one in versions:
             if one.run_id not in found:
                 with self._where_it_is():
                     found[one.run_id] = self.connection.client.get_run(one.run_id)
-        copies = [self._run(run) for run in found.values() if run.info.status != "RUNNING"]
-        there = {one.run_id for one in copies}
+        copies = [self._run(run) for run in found.values()]
         for one in versions:
-            if one.run_id not in there:
-                logger.warning("the run of version %d is %s", one.number, GONE)
-                made = RunCopy(one.run_id, GONE, "KILLED", one.created_ms, one.created_ms)
-                copies.append(made)
-                there.add(one.run_id)
-        return sorted(copies, key=lambda one: one.start_ms)
+            if one.run_id not in found:
+                logger.warning("the run of version %d is gone", one.number)
+                copies.append(
+                    RunCopy(one.run_id, RUN_IS_GONE, "KILLED", one.created_ms, one.created_ms)
+                )
+        ids = [one.run_id for one in copies]
+        unique = [one for place, one in enumerate(copies) if one.run_id not in ids[:place]]
+        return sorted(unique, key=lambda one: one.start_ms)
 
     def _in_experiment(self) -> Iterator[Run]:
         client = self.connection.client
@@ -178,7 +183,7 @@ class Copies:
         return RunCopy(
             run_id=run.info.run_id,
             name=run.info.run_name or "",
-            status=run.info.status,
+            status=run.info.status if run.info.status in ENDED else "KILLED",
             start_ms=run.info.start_time,
             end_ms=run.info.end_time,
             tags={key: text for key, text in run.data.tags.items() if key != TAG_IMPORTED},

@@ -35,6 +35,7 @@ from retraining.training import load_training_module
 
 SettingsOf = Callable[..., Any]
 History = Callable[..., tuple[Path, Any]]
+ARCHIVE = "stems.tar"
 WORD = "moved from the other machine"
 
 
@@ -50,6 +51,7 @@ def live(home: Path, settings: Any) -> None:
     rollback(settings, 4)
     rollback(settings, 1)
     prune(settings, 0)
+    export(settings, home / ARCHIVE)
 
 
 @pytest.fixture
@@ -158,8 +160,7 @@ class TestAnotherHome:
     @pytest.mark.slow
     def test_a_second_time_changes_nothing(self, lived: Any, other: Any, tmp_path: Path) -> None:
         """Not even what people did since."""
-        path = tmp_path / "stems.tar"
-        export(lived, path)
+        path = lived.home / ARCHIVE
         import_model(other, path, WORD)
         rollback(other, 4)
         add_loser(other)
@@ -171,8 +172,7 @@ class TestAnotherHome:
 
     def test_a_person_must_say_why(self, lived: Any, other: Any, tmp_path: Path) -> None:
         """Before there is anything of it."""
-        path = tmp_path / "stems.tar"
-        export(lived, path)
+        path = lived.home / ARCHIVE
         with pytest.raises(UsageError, match="--reason TEXT"):
             import_model(other, path, " ")
         assert not other.database.exists()
@@ -182,8 +182,7 @@ class TestAnotherHome:
         self, lived: Any, home: Path, settings_of: SettingsOf, tmp_path: Path
     ) -> None:
         """Two homes never feed one registered model."""
-        path, settings = tmp_path / "stems.tar", settings_of(home)
-        export(lived, path)
+        path, settings = lived.home / ARCHIVE, settings_of(home)
         before = known(settings)
         with pytest.raises(PipelineError, match=r"that are not of this archive \(1\): import into"):
             import_model(settings, path, WORD)
@@ -193,8 +192,7 @@ class TestAnotherHome:
         self, lived: Any, other: Any, tmp_path: Path, settings_of: SettingsOf
     ) -> None:
         """With the flag that takes it."""
-        path = tmp_path / "stems.tar"
-        export(lived, path)
+        path = lived.home / ARCHIVE
         settings = settings_of(other.home, model_name="Oaks")
         with pytest.raises(PipelineError, match=f"add --model-name {lived.model_name}"):
             import_model(settings, path, WORD)
@@ -211,7 +209,7 @@ class TestAnotherHome:
     @pytest.mark.slow
     def test_damaged_files_get_no_vouch(self, lived: Any, other: Any, tmp_path: Path) -> None:
         """They are there as they were, and loaded on neither side."""
-        path = tmp_path / "stems.tar"
+        path = tmp_path / "damaged.tar"
         (folder_of(lived, 4) / MODEL_FILE).write_bytes(b"changed")
         export(lived, path)
         lines = import_model(other, path, WORD)
@@ -226,8 +224,7 @@ class TestAnotherHome:
         self, lived: Any, other: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Between the files of a version and its number, and after a reply that was lost."""
-        path = tmp_path / "stems.tar"
-        export(lived, path)
+        path = lived.home / ARCHIVE
         adopt = StoredModels.adopt
 
         def die_after(*values: Any) -> Any:
@@ -332,8 +329,7 @@ class TestAHostileArchive:
         self, lived: Any, other: Any, tmp_path: Path, edit: str
     ) -> None:
         """In one line; there is nothing of it in the store."""
-        path = tmp_path / "stems.tar"
-        export(lived, path)
+        path = lived.home / ARCHIVE
         bad = edited(path, tmp_path / "bad.tar", EDITS[edit])
         with pytest.raises(PipelineError, match="bad.tar holds what no export writes"):
             import_model(other, bad, WORD)
@@ -341,8 +337,7 @@ class TestAHostileArchive:
 
     def test_a_changed_file_is_found(self, lived: Any, other: Any, tmp_path: Path) -> None:
         """Whatever else is right."""
-        path = tmp_path / "stems.tar"
-        export(lived, path)
+        path = lived.home / ARCHIVE
         content = path.read_bytes()
         with tarfile.open(path) as tar:
             member = next(one for one in tar if one.name.endswith(MODEL_FILE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -26,9 +27,9 @@ from retraining.commands.trust import trust
 from retraining.errors import PipelineError, UsageError
 from retraining.journal import BecameProduction, Journal
 from retraining.outcome import Outcome
+from retraining.recorder import Recorder
 from retraining.registry.pruned import Pruned
 from retraining.registry.stored_models import MODEL_FILE
-from retraining.settings import Settings
 
 SettingsOf = Callable[..., Any]
 History = Callable[..., tuple[Path, Any]]
@@ -191,15 +192,6 @@ class TestAPrunedVersion:
         assert rollback(pruned, 2).startswith("rolled back: version 2 is production")
 
 
-def losing_nights(settings: Any, n_nights: int) -> list[Any]:
-    """Lose a challenge in each of some nights; return what was found, without times and ids."""
-    found = []
-    for night in range(n_nights):
-        result = run_orchestrator(Settings(**{**vars(settings), "random_state": night}), force=True)
-        found.append((result.outcome, result.message, result.facts))
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast_training")
 class TestNights:
@@ -208,51 +200,53 @@ class TestNights:
     def test_verdicts_are_those_of_an_unpruned_twin(
         self, history_of: History, settings_of: SettingsOf, tmp_path: Path
     ) -> None:
-        """Three challenges lost, a promotion, a rollback: each outcome, number and sentence."""
+        """A challenge lost, a promotion, a rollback: each outcome, number and sentence."""
         hard = {"min_improvement": 90}
 
         def lose(home: Path) -> None:
-            losing_nights(settings_of(home, **hard), 2)
+            run_orchestrator(settings_of(home, **hard))
 
         found = []
         for name in ("twin", "pruned"):
-            home, _ = history_of(DOMAINS["stems"], "two lost nights", lose, tmp_path / name)
+            home, _ = history_of(DOMAINS["stems"], "a lost night", lose, tmp_path / name)
+            settings = settings_of(home)
             if name == "pruned":
-                assert prune(settings_of(home), 0)[-1].startswith("pruned 2 versions, ")
-            nights = losing_nights(settings_of(home, **hard), 1)
+                assert prune(settings, 0)[-1].startswith("pruned 1 version, ")
+            again = run_orchestrator(settings_of(home, **hard, random_state=1), force=True)
             write_recordings(home / "new_gts", 2 * BATCH, "new", seed=9, prefix="fresh")
-            result = run_orchestrator(settings_of(home), force=True)
-            nights.append((result.outcome, result.message, result.facts))
-            rollback(settings_of(home), None)
-            nights += losing_nights(settings_of(home, **hard), 1)
-            found.append((nights, [one["to"] for one in history(settings_of(home))]))
+            better = run_orchestrator(settings, force=True)
+            rollback(settings, None)
+            nights = [(one.outcome, one.message, one.facts) for one in (again, better)]
+            found.append((nights, [one["to"] for one in history(settings)]))
         assert found[0] == found[1]
-        assert [one[0] for one in found[0][0]][:2] == [Outcome.NOT_PROMOTED, Outcome.PROMOTED]
+        assert again.outcome is Outcome.NOT_PROMOTED
+        assert better.outcome is Outcome.PROMOTED
 
     def test_the_night_prunes_all_but_the_newest(
         self,
-        home: Path,
-        settings_of: SettingsOf,
+        four: Any,
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         """After its verdict; one that cannot is a warning, and the night is as good."""
-        settings = settings_of(home, min_improvement=90, keep_losers=1)
-        losing_nights(settings, 2)
-        assert with_model(settings) == [1, 3]
+        settings = dataclasses.replace(four, keep_losers=2, min_improvement=90)
 
         def refuse(*_: Any, **__: Any) -> Any:
             raise PermissionError("read-only")
 
         with monkeypatch.context() as patch:
             patch.setattr(pruning, "_remove", refuse)
-            ((outcome, *_),) = losing_nights(settings, 1)
-        assert outcome is Outcome.NOT_PROMOTED
+            result = run_orchestrator(settings)
+        assert result.outcome is Outcome.NOT_PROMOTED
         assert "nothing more was pruned, the next verdict tries again: read-only" in caplog.text
-        assert with_model(settings) == [1, 3, 4]
-        dry = Settings(**{**vars(settings), "keep_losers": 1})
-        run_orchestrator(dry, dry_run=True, force=True)
-        assert with_model(settings) == [1, 3, 4]
+        assert with_model(settings) == [1, 2, 3, 4, 5, 6]
+        run_orchestrator(settings, dry_run=True, force=True)
+        assert with_model(settings) == [1, 2, 3, 4, 5, 6]
+        Recorder().prune(dataclasses.replace(settings, keep_losers=0), result)
+        Recorder().prune(settings, dataclasses.replace(result, outcome=Outcome.HEALTHY))
+        assert with_model(settings) == [1, 2, 3, 4, 5, 6]
+        Recorder().prune(settings, result)
+        assert with_model(settings) == [1, 5, 6]
 
 
 @pytest.mark.slow
