@@ -393,6 +393,8 @@ def _triggered_cycle(
     recorder.remember(settings, registry)
     training = load_training_module(settings)
     champion = load_champion(registry, training)
+    if by_hand := registry.production.moved_by_hand(champion.version):
+        logger.warning("%s", by_hand)
     with recorder.unfinished(settings) as cycle_id:
         known = KnownRecordings.of(settings.home, training)
         cycle = Cycle(settings, registry, training, champion, cycle_id, known)

@@ -21,7 +21,7 @@ import dataclasses
 import io
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,18 @@ from retraining.commands.train_first import (
     read_trusted,
     train_on_folder,
 )
-from retraining.errors import EXIT_DONE, PipelineError
+from retraining.errors import EXIT_DONE, PipelineError, TryLaterError
 from retraining.files import exclusive_lock, hash_bytes, waiting_names
 from retraining.registry import Registry, open_registry
-from retraining.registry.facts import Dataset, Manifest, RegisteredVersion, RunRecord
+from retraining.registry.facts import (
+    TAG_CHAMPION,
+    Dataset,
+    Manifest,
+    RegisteredVersion,
+    RunRecord,
+)
 from retraining.registry.store import create_store
-from retraining.settings import Settings, check_home
+from retraining.settings import OF_FIRST_MODEL, Settings, check_home
 from retraining.text import error_text
 from retraining.training import (
     ERROR,
@@ -49,13 +55,6 @@ from retraining.training import (
     Training,
     load_training_module,
     unreadable_file,
-)
-
-USED_SETTINGS = (
-    *("home", "tracking_uri", "model_name", "training_module", "max_file_mb"),
-    *("max_rows", "max_objects"),
-    *("random_state", "n_folds", "n_jobs"),
-    *("on_promotion", "hook_timeout"),
 )
 
 logger = logging.getLogger("pipeline")
@@ -97,8 +96,15 @@ class FirstModel:
 # --- A model that was trained before ---
 
 
-def from_pickle(settings: Settings, training: Training) -> FirstModel:
+def from_pickle(
+    settings: Settings, training: Training, younger: Collection[str] = ()
+) -> FirstModel:
     """Load the first model and find out its errors on used_gts/.
+
+    Parameters
+    ----------
+    younger
+        SHA-256 of recordings that came after it.
 
     Raises
     ------
@@ -109,9 +115,20 @@ def from_pickle(settings: Settings, training: Training) -> FirstModel:
     content = read_trusted_pickle(path)
     sha256 = hash_bytes(content)
     logger.info("%s has SHA-256 %s", path.name, sha256)
-    trained, hashes = _scored(settings, training, _unpickled(content, path, training))
+    known = errors_of_pickle(path, sha256, training)
+    model = _unpickled(content, path, training)
+    if known is None:
+        trained, hashes = _scored(settings, training, model, lambda sha256: sha256 not in younger)
+    else:
+        trained, hashes = _scored(settings, training, model, known.errors.__contains__)
     params: dict[str, Any] = {"pickle": path.name, "pickle_sha256": sha256}
-    known = errors_of_pickle(path, sha256, hashes, training)
+    if known is not None and set(known.errors) != set(hashes.values()):
+        logger.warning(
+            "what is known of %s is not used: it was trained on %d recordings, %d of them are in "
+            "used_gts/",
+            *(path.name, len(known.errors), len(hashes)),
+        )
+        known = None
     if known is not None:
         errors = trained.out_of_fold[[ERROR]].copy()
         errors[ERROR] = [known.errors[hashes[name]] for name in errors.index]
@@ -163,9 +180,15 @@ def _unpickled(content: bytes, path: Path, training: Training) -> Any:
 
 
 def _scored(
-    settings: Settings, training: Training, model: Any
+    settings: Settings, training: Training, model: Any, is_learnt: Callable[[str], bool]
 ) -> tuple[TrainedModel, dict[str, str]]:
-    """Score a model on used_gts/, one recording at a time; return it, and name -> SHA-256."""
+    """Score a model on what it learnt of used_gts/; return it, and name -> SHA-256.
+
+    Parameters
+    ----------
+    is_learnt
+        Says of a content whether it learnt that: a manifest claims nothing else.
+    """
     import pandas as pd
 
     from retraining.cross_validation import EXAMPLE_RECORDINGS, input_example
@@ -174,22 +197,30 @@ def _scored(
     row_counts: dict[str, int] = {}
     errors: list[pd.DataFrame] = []
     first: list[pd.DataFrame] = []
+    left_out = 0
     for name in waiting_names(settings.used_gts):
         try:
-            rows, hashes[name] = training.read(settings.used_gts / name)
+            rows, sha256 = training.read(settings.used_gts / name)
         except ValueError as error:
             raise PipelineError(
                 f"used_gts/{unreadable_file(name, error)}; mend it or take it out"
             ) from error
+        if not is_learnt(sha256):
+            left_out += 1
+            continue
+        hashes[name] = sha256
         row_counts[name] = len(rows)
         errors.append(training.errors(model, [rows]))
         if len(first) < EXAMPLE_RECORDINGS:
             first.append(rows)
     if not errors:
         raise PipelineError(
-            f"{settings.used_gts} holds no CSV; put the recordings there that the model was "
-            "trained on: they are its baseline, and later retrainings use them"
+            f"{settings.used_gts} holds no CSV that the model learnt; put the recordings there "
+            "that it was trained on: they are its baseline, and later retrainings use them; or "
+            "train one: python register_first_model.py --train"
         )
+    if left_out:
+        logger.info("%d recordings of used_gts/ are left out: the pickle learnt none", left_out)
     table = pd.concat(errors).rename_axis(FILE)
     trained = TrainedModel(
         model=model,
@@ -218,8 +249,10 @@ def _manifest(
 # --- A model that is trained now ---
 
 
-def trained_now(settings: Settings, training: Training) -> FirstModel:
-    """Train on used_gts/.
+def trained_now(
+    settings: Settings, training: Training, _younger: Collection[str] = ()
+) -> FirstModel:
+    """Train on all of used_gts/.
 
     Raises
     ------
@@ -267,12 +300,58 @@ def register_first_model(settings: Settings, *, force: bool = False, train: bool
         production = registry.production.number()
         if production is not None and not force:
             return f"version {production} is production already; nothing changed (--force replaces)"
-        first = first or make(settings, training)
+        _refuse_to_step_back(registry, production, force=force)
+        first = first or make(settings, training, _learnt_by_cycles_alone(registry))
         version = make_production(
             settings, registry, training, _first_version(registry, training, first), production
         )
     measured = first.measured(training.error_unit)
     return f"registered version {version.number} as production: mean error {measured}"
+
+
+def _learnt_by_cycles_alone(registry: Registry) -> set[str]:
+    """Return SHA-256 of what cycles learnt and no first model did: it came after the pickle."""
+    by_cycles: set[str] = set()
+    by_first: set[str] = set()
+    for version, manifest in registry.versions.manifests():
+        learnt = by_cycles if TAG_CHAMPION in version.tags else by_first
+        learnt |= {*manifest.names} if manifest else set()
+    return by_cycles - by_first
+
+
+def _refuse_to_step_back(registry: Registry, production: int | None, *, force: bool) -> None:
+    """Refuse to put a first model in the place of what is better, and can be used.
+
+    Raises
+    ------
+    PipelineError
+        If cycles made production, or somebody only took its alias away.
+    """
+    number = production
+    if number is None:
+        number = next(registry.production.to_go_back_to(None), None)
+        if number is not None and not force:
+            registry.production.champion()  # says what became of it, and what puts it back
+    if number is None:
+        return
+    version = registry.versions.get(number)
+    if TAG_CHAMPION not in version.tags:  # a first model, too
+        return
+    try:
+        learnt = registry.learnt_by(version)
+        with registry.models.verified_files(version):
+            pass
+    except TryLaterError:
+        raise
+    except PipelineError as error:
+        logger.warning("version %d cannot be used: %s", number, error)
+        return
+    raise PipelineError(
+        f"version {number} was made by a cycle, from {len(learnt.files)} recordings; a first model "
+        "in its place would forget them. To train anew on all that is there: python "
+        "pipeline_orchestrator.py run --retrain; to go back to the version before: "
+        "python pipeline_orchestrator.py rollback; to begin anew beside it: another --model-name"
+    )
 
 
 def _first_version(registry: Registry, training: Training, first: FirstModel) -> FirstVersion:
@@ -323,7 +402,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--train", action="store_true", help="train it on used_gts/ instead of loading its pickle"
     )
-    add_settings(parser, only=USED_SETTINGS)
+    add_settings(parser, only=OF_FIRST_MODEL)
     options = parser.parse_args(arguments)
 
     def work(settings: Settings) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from retraining import advice
 from retraining.errors import (
     EXIT_ERROR,
     EXIT_STATUSES,
@@ -257,6 +258,7 @@ def run_command(work: Callable[[Settings], int], options: argparse.Namespace) ->
     settings = None
     try:
         settings = read_settings(options)
+        advice.remember(options, settings.home)
         stop_request.listen()
         return work(settings)
     except PipelineError as error:
@@ -267,7 +269,8 @@ def run_command(work: Callable[[Settings], int], options: argparse.Namespace) ->
 
 def _fail(error: PipelineError) -> int:
     """Write an expected failure as one line and return its exit status."""
-    sys.stderr.write(f"error: {printable(_on_one_line(str(error)))}\n")
+    text = advice.with_given_flags(_on_one_line(str(error)))
+    sys.stderr.write(f"error: {printable(text)}\n")
     return error.exit_status
 
 
@@ -295,7 +298,7 @@ class _PrintableLines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the line of a message."""
-        return printable(super().formatMessage(record))
+        return printable(advice.with_given_flags(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """Return the lines of a traceback."""
@@ -344,7 +347,7 @@ def print_result(
         A key of `COLOURS`: on a terminal the first words, up to the colon, have it.
     """
     lines = [message] if isinstance(message, str) else message
-    text = "\n".join(printable(line) for line in lines)
+    text = "\n".join(printable(advice.with_given_flags(line)) for line in lines)
     if as_json:
         text = json.dumps({"schema_version": JSON_SCHEMA_VERSION, **without_secrets(facts)})
     else:

@@ -292,11 +292,12 @@ def twins(known: KnownRecordings, names: Mapping[str, str]) -> dict[str, str]:
         one, other = first[names[pair.sha256]], first[names[pair.other]]
         if one == other:
             continue
+        shown = sorted((names[pair.sha256], names[pair.other]))
         logger.warning(
-            "%s and %s hold one recording, %s of the smaller one: it counts twice; withdraw one of "
-            "them: python pipeline_orchestrator.py withdraw NAME",
-            *(printable(each) for each in sorted((names[pair.sha256], names[pair.other]))),
-            _percent(pair.containment),
+            "%s and %s hold one recording, %s of the smaller one: it counts twice; to withdraw one "
+            "of them: python pipeline_orchestrator.py withdraw %s",
+            *(printable(each) for each in shown),
+            *(_percent(pair.containment), shlex.quote(shown[1])),
         )
         kept = min(one, other)
         first = {name: kept if group in (one, other) else group for name, group in first.items()}

@@ -72,7 +72,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Home(Entry):
-    """Which home this is, wherever it is moved to; made once, with the first line."""
+    """Which home this is, wherever it is moved to; made with the first line, anew for a copy."""
 
     KIND: ClassVar[str] = "home"
     id: str
@@ -113,6 +113,12 @@ class BecameProduction(Entry):
     ----------
     replaced
         The production version until now; None if there was none.
+    cycle
+        Id of the command; empty in a line of an older pipeline, as what follows.
+    sequence
+        Place in the order of changes, those of other homes among them.
+    mean_error_before, mean_error_after
+        Of both versions on the same recordings, in `unit`; None where not measured.
     """
 
     KIND: ClassVar[str] = "became_production"
@@ -121,6 +127,21 @@ class BecameProduction(Entry):
     event: str
     model_name: str
     at: str
+    cycle: str = ""
+    sequence: int = 0
+    mean_error_before: float | None = None
+    mean_error_after: float | None = None
+    unit: str = ""
+    who: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class DidNotBecome(Entry):
+    """A command that had noted `BecameProduction` died before it was so."""
+
+    KIND: ClassVar[str] = "did_not_become"
+    cycle: str
 
 
 @dataclass(frozen=True)
@@ -277,7 +298,7 @@ class Memory:
     def home_id(self) -> str:
         """The home's id; empty for a journal that is yet to begin."""
         homes = self.all(Home)
-        return homes[0].id if homes else ""
+        return homes[-1].id if homes else ""
 
     def and_then(self, *entries: Entry) -> Memory:
         """Return what the journal would hold with some more entries."""
@@ -320,6 +341,15 @@ class Memory:
         while before.get(found[-1], sha256) not in found:
             found.append(before[found[-1]])
         return found[1:]
+
+    def productions(self, model_name: str) -> list[BecameProduction]:
+        """Return what became production by commands of this home, the oldest first."""
+        failed = {one.cycle for one in self.all(DidNotBecome)}
+        return [
+            one
+            for one in self.all(BecameProduction)
+            if one.model_name == model_name and not (one.cycle and one.cycle in failed)
+        ]
 
     def vouches(self, model_name: str) -> dict[int, Vouch]:
         """Return what this home vouches for of a registered model: number of a version -> vouch."""

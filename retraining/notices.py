@@ -18,13 +18,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from retraining.advice import with_given_flags
 from retraining.confined import without_passwords
 from retraining.errors import PipelineError, StoppedBySignal
 from retraining.files import read_regular_file, write_durably
 from retraining.ground_truth import rejected_problem, rejected_times
 from retraining.outcome import Outcome
 from retraining.registry import Registry
-from retraining.registry.facts import EVENT_PROBATION, TAG_CYCLE
+from retraining.registry.facts import EVENT_PROBATION
 from retraining.registry.store import as_pipeline_error
 from retraining.settings import JSON_SCHEMA_VERSION, Settings
 from retraining.text import as_local_time, now, printable, without_secrets
@@ -43,8 +44,9 @@ def announce_change(settings: Settings, registry: Registry, cycle_id: str) -> No
     """Run `--on-promotion` for the change of production that a cycle made, if it made one."""
     if not settings.on_promotion.strip():
         return
-    for change in registry.production.changes({TAG_CYCLE: cycle_id}):
+    for change in registry.production.changes(cycle_id):
         details = asdict(change)
+        del details["cycle"], details["sequence"]
         details["at"] = as_local_time(details.pop("at_ms") / 1000)
         details["replaced"], details["production"] = details.pop("old"), details.pop("new")
         _run("--on-promotion", settings.on_promotion, settings, details)
@@ -52,7 +54,7 @@ def announce_change(settings: Settings, registry: Registry, cycle_id: str) -> No
 
 def announce_lost_probation(settings: Settings, registry: Registry, cycle_id: str) -> None:
     """Call for attention to a rollback that a dead cycle made by itself."""
-    for change in registry.production.changes({TAG_CYCLE: cycle_id}):
+    for change in registry.production.changes(cycle_id):
         if change.event == EVENT_PROBATION:
             text = f"rolled back: version {change.new} is production again: {change.why}"
             call_for_attention(
@@ -69,7 +71,9 @@ def call_for_attention(settings: Settings, event: str, message: str, **details: 
         What somebody must look at, in one line.
     """
     if settings.on_attention.strip():
-        details = {"event": event, "message": message, **details}
+        items = [with_given_flags(text) for text in details.pop("items", [])]
+        details |= {"items": items} if items else {}
+        details = {"event": event, "message": with_given_flags(message), **details}
         _run("--on-attention", settings.on_attention, settings, details)
 
 

@@ -102,7 +102,8 @@ class Recorder:
             raise
 
     def remember(self, settings: Settings, registry: Registry) -> None:
-        """Begin the journal of a home that has none, with what verifies."""
+        """Begin the journal of a home that has none, with what verifies; make sure of the runs."""
+        registry.runs.experiment_id()
         vouching.seed(settings, registry)
 
     # --- The steps ---

@@ -103,6 +103,7 @@ def _end_dead_cycle(settings: Settings, registry: Registry, cycle_id: str) -> No
     """Close its runs, complete its outcome, delete its half-made version, tell what it changed."""
     production = registry.production.number()
     registry.runs.close_left_over(cycle_id, production)
+    registry.production.settle(cycle_id)
     _complete_outcome(settings, registry, cycle_id)
     kept = {production, registry.production.previous_number()}
     registry.versions.delete_unfinished(cycle_id, kept)

@@ -58,6 +58,19 @@ VERDICT_SETTINGS = (
     *("max_regression", "n_folds", "random_state"),
 )
 
+OF_FIRST_MODEL = (
+    *("home", "tracking_uri", "model_name", "training_module", "max_file_mb"),
+    *("max_rows", "max_objects"),
+    *("random_state", "n_folds", "n_jobs"),
+    *("on_promotion", "hook_timeout"),
+)
+"""Settings that `register_first_model.py` takes."""
+OF_FIRST_TRAINING = (
+    *("home", "n_folds", "random_state", "n_jobs"),
+    *("max_file_mb", "max_rows", "max_objects"),
+)
+"""Settings that the training module takes, run as a script."""
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -347,7 +347,12 @@ class Training:
     def mistakes_told(
         self, function: str, *, but: tuple[type[Exception], ...] = ()
     ) -> Iterator[None]:
-        """Say in one line where the module fails, rather than with our traceback around it."""
+        """Say in one line where the module fails, rather than with our traceback around it.
+
+        Whatever it does goes by here, so here MLflow is kept from logging it.
+        """
+        if "mlflow" in sys.modules:
+            keep_autologging_off()
         try:
             yield
         except Exception as error:
@@ -722,6 +727,7 @@ def load_training_module(settings: Settings) -> Training:
 def _loaded(path: Path) -> Training:
     code_sha256 = hash_file(path)
     module = _imported(path)
+    _expect_mlflow(path)
     for entry in CONTRACT:
         _check_entry(module, path, entry)
     training = Training(module, path, code_sha256)
@@ -730,7 +736,29 @@ def _loaded(path: Path) -> Training:
 
 
 def _in_another_process(name: str, path: Path, code_sha256: str, limits: Limits) -> Training:
-    return Training(importlib.import_module(name), path, code_sha256, limits)
+    module = importlib.import_module(name)
+    _expect_mlflow(path)
+    return Training(module, path, code_sha256, limits)
+
+
+def _expect_mlflow(path: Path) -> None:
+    """Keep autologging off before a module imports MLflow in a function."""
+    if b"mlflow" in path.read_bytes():
+        keep_autologging_off()
+
+
+@functools.cache
+def keep_autologging_off() -> contextlib.AbstractContextManager[None]:
+    """Let MLflow log nothing by itself in this process, whoever switched that on.
+
+    A module, a `sitecustomize` or another package may have; each fit would become a run in our
+    store. Returns what must be kept for that.
+    """
+    from mlflow.utils.autologging_utils import disable_autologging
+
+    disabled: contextlib.AbstractContextManager[None] = disable_autologging()
+    disabled.__enter__()
+    return disabled
 
 
 def _imported(path: Path) -> ModuleType:

@@ -118,6 +118,7 @@ class TestStandardOutputAndError:
         """Whoever edits tags on the server adds no line to `history`."""
         change = {
             **{"at": "2026-01-01T00:00:00+00:00", "from": 1, "to": 2, "event": "promotion"},
+            "clock_went_back": False,
             **{"mean_error_before": 2.0, "mean_error_after": 1.0, "unit": "%"},
             **{"who": "me", "why": "better"},
             field: f"{HOSTILE} {LEAK}",

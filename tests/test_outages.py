@@ -242,9 +242,9 @@ class TestClassification:
         registry = open_registry(settings_of(home))
         client, tags = (
             registry.runs.connection.client,
-            {TAG_HOME: registry.runs.connection.home_tag},
+            {TAG_HOME: registry.runs.connection.home_id},
         )
-        experiment = registry.runs._experiment_id()
+        experiment = registry.runs.experiment_id()
         lost = client.create_run(experiment, tags=tags, run_name=MONITORING_RUN)
         with registry.runs.open(MONITORING_RUN, {}) as run_id:
             assert client.get_run(lost.info.run_id).info.status == "KILLED"

@@ -398,14 +398,17 @@ class TestPromotion:
         assert "version 2, was promoted and rolled back" in result.message
         assert registry_of(settings).production.number() == 1
 
-    def test_a_damaged_version_is_not_rolled_back_to(self, promoted: tuple[Path, Any, Any]) -> None:
+    def test_a_damaged_version_is_not_rolled_back_to(
+        self, promoted: tuple[Path, Any, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
         """Production stays; the message names the version."""
         home, settings, _ = promoted
         registry = registry_of(settings)
         for model in (home / "mlflow_server/artifacts").rglob("model.skops"):
             model.write_bytes(model.read_bytes() + b"x")
-        with pytest.raises(PipelineError, match="the files of version 1 are not those"):
+        with pytest.raises(PipelineError, match="no previous production version that can be used"):
             rollback(settings, None)
+        assert "version 1 is no way back: the files of version 1 are not those" in caplog.text
         assert (registry.production.number(), registry.production.previous_number()) == (2, 1)
 
     def test_a_rollback_needs_no_manifest_of_what_it_leaves(
@@ -789,7 +792,7 @@ class TestProbation:
         write_recordings(home / "new_gts", BATCH, "new", seed=3, prefix="right")
         assert run_orchestrator(settings).outcome is Outcome.HEALTHY
         assert "version 2 has no probation: there is no version 1" in caplog.text
-        with pytest.raises(PipelineError, match="there is no version 1"):
+        with pytest.raises(PipelineError, match="no previous production version and no other one"):
             rollback(settings, None)
 
     def test_a_predecessor_that_cannot_predict_any_more_is_only_a_warning(
@@ -929,9 +932,9 @@ class TestRegistryFailsClosed:
         settings.database.unlink()
         fails("no store", settings)
         expected = {
-            "other model": "it is empty",
+            "other model": f"the store holds other models: {settings.model_name}",
             "unreachable": "does not answer",
-            "no alias": "has the alias 'production'",
+            "no alias": "the alias 'production' of",
             "tampered": "not those that were registered",
             "missing artifact": "are missing at",
             "no store": "there is no store",

@@ -20,6 +20,7 @@ from test_pipeline_orchestrator import contents, counts, registry_of, snapshot
 from pipeline_orchestrator import champion_on_used, main, run_orchestrator
 from retraining import ground_truth
 from retraining.commands.lineage import lineage
+from retraining.commands.rollback import rollback
 from retraining.commands.status import as_lines, status
 from retraining.commands.withdraw import withdraw
 from retraining.cycle import Cycle
@@ -261,6 +262,9 @@ class TestArchiveBeforeIntake:
         assert set(waiting) <= set(contents(lost / "used_gts"))
         assert contents(lost / "new_gts") == []
         assert not (lost / "new_gts" / "rejected").exists()
+        (problem,) = status(settings, None)["problems"]
+        assert problem.startswith("by hand: the alias 'production' was moved")
+        assert rollback(settings, 2).startswith("recorded: version 2")
         assert status(settings, None)["problems"] == []
 
         client.set_registered_model_alias(name, "production", "1")

@@ -60,6 +60,7 @@ def make_production(
     with recovery.unfinished_until_done(settings, "register") as cycle_id:
         tags = {TAG_CYCLE: cycle_id, TAG_UNIT: training.error_unit}
         registry.create_experiment_and_model()
+        vouching.seed(settings, registry)  # the home has an id from here on, which marks the run
         with registry.runs.open(FIRST_RUN, tags) as run_id:
             registry.runs.log(run_id, first.record)
             version = first.store(run_id, tags)

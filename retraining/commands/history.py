@@ -46,12 +46,15 @@ def history(settings: Settings) -> list[dict[str, Any]]:
     """
     check_home(settings)
     registry = open_registry(settings)
-    changes = [_facts(one) for one in registry.production.changes()]
+    found = registry.production.changes()
+    older = [*found[1:], None]
+    changes = [_facts(*pair) for pair in zip(found, older, strict=True)]
     production = registry.production.number()
     recorded = changes[0]["to"] if changes else None
     if production != recorded:
         unrecorded = {
             "at": None,
+            "clock_went_back": False,
             "event": UNRECORDED,
             "from": recorded,
             "to": production,
@@ -79,9 +82,10 @@ def trust_line(trusted: Mapping[str, Any]) -> str:
     return f"{trusted['at']}  trusted: {trusted['version']}  {trusted['who']}  {trusted['reason']}"
 
 
-def _facts(change: Change) -> dict[str, Any]:
+def _facts(change: Change, before: Change | None) -> dict[str, Any]:
     return {
         "at": as_local_time(change.at_ms / 1000),
+        "clock_went_back": before is not None and change.at_ms < before.at_ms,
         "event": change.event,
         "from": change.old,
         "to": change.new,
@@ -105,6 +109,9 @@ def change_line(change: Mapping[str, Any]) -> str:
         "" if errors in change["why"] else errors,
         change["who"],
         change["why"],
+        "(the clock had gone back: this came after the next line)"
+        if change["clock_went_back"]
+        else "",
     ]
     return "  ".join(part for part in parts if part)
 
@@ -115,7 +122,10 @@ def _answer(changes: Sequence[Mapping[str, Any]], at: str) -> tuple[list[str], d
     found = f"version {change['to']}" if change else "none"
     uncertain = bool(changes) and changes[0]["event"] == UNRECORDED
     if uncertain:
-        found += f", or {changes[0]['to']}: {changes[0]['why']}, at an unknown time"
+        found += f", or {changes[0]['to'] or 'none'}: {changes[0]['why']}, at an unknown time"
+    if any(one["clock_went_back"] for one in changes):
+        uncertain = True
+        found += ", if the clock was right: it went back between two changes"
     production = change["to"] if change else None
     facts = {"at": at, "production": production, "uncertain": uncertain}
     return [f"production at {at}: {found}"], facts

@@ -162,7 +162,8 @@ def _imported(
             at=now(),
         )
         journal.append(*new, word)
-    copies.complete(archive.sha256, transfer.model)
+    deleted = [run_ids[one.run_id] for one in transfer.runs if one.deleted]
+    copies.complete(archive.sha256, transfer.model, deleted)
     production = transfer.model.aliases.get(PRODUCTION)
     return [
         *notes,

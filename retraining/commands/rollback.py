@@ -13,8 +13,9 @@ from retraining.registry import Registry, open_registry
 from retraining.registry.facts import EVENT_ROLLBACK, TAG_CYCLE, RegisteredVersion
 from retraining.report import keep
 from retraining.settings import Settings, check_home
-from retraining.training import load_training_module
+from retraining.training import Training, load_training_module
 
+SHOWN_VERSIONS = 5
 logger = logging.getLogger("pipeline")
 
 
@@ -39,34 +40,73 @@ def rollback(settings: Settings, to: int | None) -> str:
     with exclusive_lock(settings, "rollback"):
         recovery.tidy(settings)
         registry = open_registry(settings)
-        now = registry.production.number()
-        number = to
-        if number is None and now is not None:
-            number = registry.production.replaced_by(now)
-        if number is None:
-            raise PipelineError("there is no previous production version; name one with --to")
-        if number == now:
-            return f"version {number} is production already; nothing changed"
+        production = registry.production
+        now = production.number()
+        if to is not None and to == now == production.recorded_number():
+            return f"version {to} is production already; nothing changed"
 
-        # Nothing becomes production that does not load and predict.
         training = load_training_module(settings)
-        version = registry.versions.get(number)
-        registry.models.load_and_try(version, training)
+        version = _usable(registry, training, to) if to else _before(registry, training, now)
+        number = version.number
         vouching.seed(settings, registry)
         with recovery.unfinished_until_done(settings, "rollback") as cycle_id:
             run_id = registry.production.move_to(
                 number,
                 replaces=now,
                 event=EVENT_ROLLBACK,
-                why=f"rollback from version {now}" if now else "named as production by hand",
+                why=_why(number, now),
                 tags={TAG_CYCLE: cycle_id},
             )
-            message = f"rolled back: version {number} is production, it was version {now}"
+            message = _what_was_done(number, now)
             # Last, as after a promotion: what it learnt is no new recording.
             _archive(settings, registry, version)
             keep.keep_rollback_page(settings, registry, run_id, number, message)
             notices.announce_change(settings, registry, cycle_id)
     return message
+
+
+def _usable(registry: Registry, training: Training, number: int) -> RegisteredVersion:
+    """Return a version that loads and predicts: nothing else becomes production."""
+    version = registry.versions.get(number)
+    registry.models.load_and_try(version, training)
+    return version
+
+
+def _before(registry: Registry, training: Training, now: int | None) -> RegisteredVersion:
+    """Return the version before that can be used; of each that cannot, say why."""
+    for number in registry.production.to_go_back_to(now):
+        try:
+            return _usable(registry, training, number)
+        except TryLaterError:
+            raise
+        except PipelineError as error:
+            logger.warning("version %d is no way back: %s", number, error)
+    others = [str(one.number) for one in registry.versions.all() if one.number != now]
+    if not others:
+        raise PipelineError(
+            "there is no previous production version and no other one; restore the store from a "
+            "backup if there was one"
+        )
+    raise PipelineError(
+        "there is no previous production version that can be used; name one with --to, of "
+        f"{', '.join(others[:SHOWN_VERSIONS])}, or restore the store from a backup"
+    )
+
+
+def _why(number: int, now: int | None) -> str:
+    if now is None:
+        return "nothing was production: the alias had been removed"
+    if number == now:
+        return "made production by hand before, recorded now"
+    return f"rollback from version {now}"
+
+
+def _what_was_done(number: int, now: int | None) -> str:
+    if now is None:
+        return f"version {number} is production again; the alias was missing"
+    if number == now:
+        return f"recorded: version {number}, which was made production by hand, is production"
+    return f"rolled back: version {number} is production, it was version {now}"
 
 
 def _archive(settings: Settings, registry: Registry, version: RegisteredVersion) -> None:

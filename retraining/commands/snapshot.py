@@ -186,7 +186,7 @@ def _check_use(registry: Registry, version: RegisteredVersion, training: Trainin
     except PipelineError as error:
         raise PipelineError(
             f"the replay would begin with version {version.number}, which cannot be used: {error}; "
-            "begin with another one: python pipeline_orchestrator.py replay --champion VERSION"
+            "begin with another one, named by --champion"
         ) from error
 
 

@@ -63,7 +63,8 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
     past = Past.of(memory, settings.model_name, champion.number, champion.run_id)
     stuck = records.stuck_text(settings, champion.number, past)
     inventory = _inventory(settings, registry, champion, memory)
-    problems = [overdue, _failed(last_run), _foreign(registry, champion)]
+    problems = [overdue, _failed(last_run), *_refused(settings, registry, champion)]
+    problems += [registry.production.moved_by_hand(champion)]
     problems += [stuck or _degraded(monitored, champion)]
     problems += [_still_above(past, champion, monitored)]
     problems += inventory.unexplained
@@ -146,13 +147,22 @@ def open_to_others(settings: Settings) -> str:
     )
 
 
-def _foreign(registry: Registry, champion: RegisteredVersion) -> str:
-    """Say that the next run will refuse production."""
-    try:
-        registry.vouches.check(champion)
-    except PipelineError as error:
-        return str(error)
-    return ""
+def _refused(settings: Settings, registry: Registry, champion: RegisteredVersion) -> list[str]:
+    """Say why the next run will refuse production, or cannot write what it finds."""
+
+    def load() -> None:
+        registry.vouches.check(champion)  # before the training module costs a second
+        registry.models.load_and_try(champion, load_training_module(settings))
+
+    problems = []
+    for check in (load, registry.runs.find_experiment):
+        try:
+            check()
+        except TryLaterError:
+            raise
+        except PipelineError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _inventory(
@@ -200,8 +210,8 @@ def _degraded(monitored: Sequence[MonitoredBatch], champion: RegisteredVersion) 
 
 
 def _production_since(registry: Registry, champion: RegisteredVersion) -> str:
-    changes = registry.production.changes_to(champion.number)
-    return as_local_time((changes[0].at_ms if changes else champion.created_ms) / 1000)
+    change = registry.production.last_change_to(champion.number)
+    return as_local_time((change.at_ms if change else champion.created_ms) / 1000)
 
 
 def _threshold(settings: Settings, monitored: Sequence[MonitoredBatch]) -> float:

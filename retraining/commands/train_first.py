@@ -31,17 +31,13 @@ from retraining.files import (
     waiting_names,
     written_whole,
 )
-from retraining.settings import Settings
+from retraining.settings import OF_FIRST_TRAINING, Settings
 from retraining.text import number_text, printable
 from retraining.training import ERROR, TrainedModel, Training, load_training_module
 
 if TYPE_CHECKING:
     import pandas as pd
 
-USED_SETTINGS = (
-    *("home", "n_folds", "random_state", "n_jobs"),
-    *("max_file_mb", "max_rows", "max_objects"),
-)
 ERRORS_SUFFIX = ".out_of_fold.json"
 OWNER_ONLY = 0o600
 NEVER_SEEN = "each recording scored by a model that never saw it"
@@ -58,7 +54,7 @@ def main(arguments: list[str] | None, module_name: str) -> int:
     parser.add_argument("folder", nargs="?", type=Path, help="recordings (default: HOME/used_gts)")
     parser.add_argument("--force", action="store_true", help="replace an existing pickle")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    add_settings(parser, only=USED_SETTINGS)
+    add_settings(parser, only=OF_FIRST_TRAINING)
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["predict"]:
         parser.error(
@@ -233,16 +229,8 @@ def errors_path(pickle: Path) -> Path:
     return pickle.with_name(f"{pickle.name}{ERRORS_SUFFIX}")
 
 
-def errors_of_pickle(
-    pickle: Path, pickle_sha256: str, hashes: Mapping[str, str], training: Training
-) -> KnownErrors | None:
-    """Return the errors of a pickle of our own training, on just these recordings; else None.
-
-    Parameters
-    ----------
-    hashes
-        Name -> SHA-256 of the recordings.
-    """
+def errors_of_pickle(pickle: Path, pickle_sha256: str, training: Training) -> KnownErrors | None:
+    """Return the errors of a pickle of our own training, on what it learnt; else None."""
     path = errors_path(pickle)
     if not path.exists():
         return None
@@ -254,7 +242,6 @@ def errors_of_pickle(
     belongs = {
         "it belongs to another pickle": known.pickle_sha256 == pickle_sha256,
         "it counts other errors": known.error_name == training.error_name,
-        "used_gts/ holds other recordings": set(known.errors) == set(hashes.values()),
     }
     for what, holds in belongs.items():
         if not holds:

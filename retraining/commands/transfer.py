@@ -14,14 +14,16 @@ from typing import Any, ClassVar, TypeVar
 
 from retraining.archives import Archive
 from retraining.errors import PipelineError
-from retraining.journal import BecameProduction, Entry, Memory, Vouch
+from retraining.journal import BecameProduction, DidNotBecome, Entry, Memory, Vouch
 from retraining.looks import Judged, Look
 from retraining.registry.copies import ENDED, ModelCopy, RunCopy, VersionCopy
 from retraining.registry.pruned import Pruned
 
 KIND = "model"
 MODEL_FILE, JOURNAL_FILE = "model.json", "journal.json"
-OF_A_MODEL: tuple[type[Entry], ...] = (Vouch, BecameProduction, Judged, Look, Pruned)
+OF_A_MODEL: tuple[type[Entry], ...] = (
+    *(Vouch, BecameProduction, DidNotBecome, Judged, Look, Pruned),
+)
 """What a journal says of a registered model; all else in it is about the home's recordings."""
 MOST_VERSIONS = 10_000
 Value = TypeVar("Value")
@@ -71,11 +73,17 @@ class Transfer:
 
 def entries_of(memory: Memory, model_name: str) -> list[Entry]:
     """Return what a journal says of a registered model, the oldest first."""
-    return [
-        one
-        for one in memory.in_order(*OF_A_MODEL)
-        if getattr(one, "model_name", None) == model_name
-    ]
+    found: list[Entry] = []
+    cycles = set()
+    for one in memory.in_order(*OF_A_MODEL):
+        if isinstance(one, DidNotBecome):
+            ours = one.cycle in cycles
+        else:
+            ours = getattr(one, "model_name", None) == model_name
+        if ours:
+            cycles.add(getattr(one, "cycle", ""))
+            found.append(one)
+    return found
 
 
 def key_of(entry: Entry) -> str:
@@ -137,7 +145,7 @@ def _json(archive: Archive, name: str) -> Any:
 
 
 def _check(transfer: Transfer) -> None:
-    numbers = [one.number for one in transfer.versions]
+    name, numbers = transfer.model_name, [one.number for one in transfer.versions]
     if sorted({*numbers}) != sorted(numbers) or not all(
         0 < one <= MOST_VERSIONS for one in numbers
     ):
@@ -157,7 +165,7 @@ def _check(transfer: Transfer) -> None:
         for point in one.metrics
     ):
         raise ValueError("a metric has a name, a value, a time and a step")
-    if any(getattr(one, "model_name", None) != transfer.model_name for one in transfer.entries):
+    if any(getattr(one, "model_name", name) != name for one in transfer.entries):
         raise ValueError("the journal speaks of this model")
 
 

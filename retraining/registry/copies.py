@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 OUR_RUNS = (MONITORING_RUN, RETRAINING_RUN, PROMOTION_RUN, FIRST_RUN)
+DELETED = "deleted"
 ENDED = ("FINISHED", "FAILED", "KILLED")
 A_BATCH = 100
 """Of params or tags; ten times as many metrics. A server takes no more at once."""
@@ -65,6 +66,8 @@ class RunCopy:
         In the store that it comes from.
     start_ms, end_ms
         Milliseconds since 1970; None where it has no end.
+    deleted
+        Whether somebody deleted it in MLflow, where it can be restored.
     metrics
         Key, value (None: not a number), time in milliseconds and step of every point.
     datasets
@@ -76,6 +79,7 @@ class RunCopy:
     status: str
     start_ms: int
     end_ms: int | None
+    deleted: bool = False
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     metrics: list[list[str | float | None]] = field(default_factory=list)
@@ -160,12 +164,16 @@ class Copies:
         return sorted(unique, key=lambda one: one.start_ms)
 
     def _in_experiment(self) -> Iterator[Run]:
-        client = self.connection.client
-        experiment = client.get_experiment_by_name(self.connection.name)
-        token = None
-        while experiment is not None:
+        """Give all runs, deleted ones, too: what a run tells did happen."""
+        from mlflow.entities import ViewType
+
+        client, experiment_id, token = self.connection.client, self.runs.find_experiment(), None
+        while experiment_id is not None:
             page = client.search_runs(
-                [experiment.experiment_id], max_results=1000, page_token=token
+                [experiment_id],
+                run_view_type=ViewType.ALL,
+                max_results=1000,
+                page_token=token,
             )
             yield from page
             token = page.token
@@ -186,6 +194,7 @@ class Copies:
             status=run.info.status if run.info.status in ENDED else "KILLED",
             start_ms=run.info.start_time,
             end_ms=run.info.end_time,
+            deleted=run.info.lifecycle_stage == DELETED,
             tags={key: text for key, text in run.data.tags.items() if key != TAG_IMPORTED},
             params=dict(run.data.params),
             metrics=[
@@ -305,7 +314,11 @@ class Copies:
         for copy in copies:
             mark = _mark(archive, copy.run_id)
             whole = marked.get(mark, [])
-            begun = marked.get(f"{mark}{UNFINISHED}", [])
+            begun = [
+                run
+                for run in marked.get(f"{mark}{UNFINISHED}", [])
+                if run.info.lifecycle_stage != DELETED
+            ]
             stop_request.obey()
             kept = whole[0] if whole else self._begun(mark, copy, begun)
             if not whole:
@@ -320,7 +333,7 @@ class Copies:
         if begun:
             return begun[0]
         return self.connection.client.create_run(
-            self._experiment_id(),
+            self.runs.experiment_id(),
             start_time=copy.start_ms,
             run_name=copy.name,
             tags={TAG_IMPORTED: f"{mark}{UNFINISHED}"},
@@ -355,10 +368,6 @@ class Copies:
             client.log_batch(run_id, tags=part)
         client.set_terminated(run_id, copy.status, copy.end_ms or copy.start_ms)
         client.set_tag(run_id, TAG_IMPORTED, mark)
-
-    def _experiment_id(self) -> str:
-        experiment = self.connection.client.get_experiment_by_name(self.connection.name)
-        return str(experiment.experiment_id)
 
     def make_versions(
         self,
@@ -435,11 +444,20 @@ class Copies:
                         return LoggedModel(model.model_uri, model.model_id, digest)
         return self.models.adopt(folder, run_id)
 
-    def complete(self, archive: str, model: ModelCopy) -> None:
-        """Give the registered model what belongs to it, `production` and the mark last."""
+    def complete(self, archive: str, model: ModelCopy, deleted: Collection[str]) -> None:
+        """Give the registered model what belongs to it, `production` and the mark last.
+
+        Parameters
+        ----------
+        deleted
+            Ids of the runs that are to be deleted: a version needs its run until now.
+        """
         client, name = self.connection.client, self.connection.name
+        for run_id in deleted:
+            if client.get_run(run_id).info.lifecycle_stage != DELETED:
+                client.delete_run(run_id)
         for key, text in model.experiment_tags.items():
-            client.set_experiment_tag(self._experiment_id(), key, text)
+            client.set_experiment_tag(self.runs.experiment_id(), key, text)
         for key, text in model.tags.items():
             client.set_registered_model_tag(name, key, text)
         client.update_registered_model(name, model.description)

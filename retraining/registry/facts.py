@@ -39,6 +39,10 @@ REPORT_FILE = "cycle_report.html"
 TAG_DESCRIPTION = "mlflow.note.content"
 """What MLflow shows on top of a run."""
 TAG_HOME = "pipeline_home"
+TAG_PLACE = "pipeline_place"
+"""Where that home was, for people."""
+TAG_SEQUENCE = "pipeline_sequence"
+"""Of a change of production: one more than of those before, whatever the clock says."""
 TAG_CYCLE = "pipeline_cycle_id"
 TAG_BATCH = "pipeline_batch"
 TAG_CHAMPION = "pipeline_champion"
@@ -95,7 +99,8 @@ LATEST_MS = 253_000_000_000_000
 WHOLE_NUMBER = re.compile(r"[0-9]{1,10}")
 MILLISECONDS = re.compile(r"[0-9]{1,14}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-OTHER_VERSION = "name another version: python pipeline_orchestrator.py rollback --to VERSION"
+ROLL_BACK = "python pipeline_orchestrator.py rollback"
+OTHER_VERSION = f"go back to the version before: {ROLL_BACK}"
 """What to do about a version that is not as it was registered."""
 TRAINED_WITH = ("n_folds", "random_state")
 """Parameters of a training run that its result depends on."""
@@ -327,6 +332,10 @@ class Change:
         One of the events above; a registry of an older pipeline may have none.
     old, new
         Numbers of the versions; None where there was no production before.
+    cycle
+        Id of the command that made it.
+    sequence
+        Its place in the order of changes; 0 where an older pipeline wrote none.
     mean_error_before, mean_error_after, unit
         Of both versions on the same recordings; None where nothing was measured.
     who
@@ -339,6 +348,8 @@ class Change:
     event: str
     old: int | None
     new: int
+    cycle: str
+    sequence: int
     mean_error_before: float | None
     mean_error_after: float | None
     unit: str

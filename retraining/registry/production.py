@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import datetime
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from retraining.errors import PipelineError
-from retraining.journal import BecameProduction, Journal, who
+from retraining.journal import BecameProduction, DidNotBecome, Journal, Memory, who
 from retraining.looks import Past
 from retraining.registry.facts import (
     EVENT_PROBATION,
@@ -18,13 +20,20 @@ from retraining.registry.facts import (
     PREVIOUS,
     PRODUCTION,
     PROMOTION_RUN,
+    ROLL_BACK,
     TAG_CHAMPION,
+    TAG_CYCLE,
     TAG_EVENT,
     TAG_FROM,
+    TAG_REASONS,
     TAG_ROLLED_BACK,
+    TAG_SEQUENCE,
     TAG_TO,
+    TAG_UNIT,
+    TAG_VERDICT,
     TAG_WHO,
     TAG_WHY,
+    VERDICT_REJECT,
     Change,
     NotInRegistry,
     RegisteredVersion,
@@ -33,7 +42,8 @@ from retraining.registry.facts import (
 from retraining.registry.runs import Runs
 from retraining.registry.store import REGISTER_FIRST, Connection
 from retraining.registry.versions import Versions
-from retraining.text import now, without_secrets
+from retraining.registry.vouches import Vouches
+from retraining.text import now, printable, without_secrets
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class Production:
     connection: Connection
     runs: Runs
     versions: Versions
+    vouches: Vouches
 
     def number(self) -> int | None:
         """Return the number of the production version, None where there is no alias."""
@@ -68,44 +79,160 @@ class Production:
         """
         name = self.connection.name
         if not self.versions.model_exists():
-            raise NotInRegistry(
-                f"the registry has no model {name!r}: it is empty; {REGISTER_FIRST}"
-            )
+            raise NotInRegistry(f"the registry has no model {name!r}{self._other_models()}")
         number = self.number()
         if number is None:
-            found = self.connection.client.search_model_versions(f"name = '{name}'", max_results=1)
-            if not found:
-                raise NotInRegistry(f"model {name!r} has no version; {REGISTER_FIRST}")
-            raise NotInRegistry(
-                f"no version of {name!r} has the alias {PRODUCTION!r}; name one: "
-                "python pipeline_orchestrator.py rollback --to VERSION"
-            )
+            raise NotInRegistry(self._what_became_of_it())
         return self.versions.get(number)
 
-    # --- History ---
+    def _other_models(self) -> str:
+        """Say which models the store holds instead."""
+        found = self.connection.client.search_registered_models()
+        names = [printable(str(one.name)) for one in found if one.latest_versions]
+        if not names:
+            return f": it is empty; {REGISTER_FIRST}"
+        renamed = "" if not self._recorded(self._memory()) else ", or name it back in MLflow"
+        return (
+            f"; the store holds other models: {', '.join(names)}: name one with --model-name"
+            f"{renamed}, or {REGISTER_FIRST}"
+        )
 
-    def changes(self, tags: Mapping[str, str] | None = None) -> list[Change]:
-        """Return the changes of production, of runs with these tags, the newest first."""
-        return self.runs.changes(tags)
+    def _what_became_of_it(self) -> str:
+        """Say why no version has the alias, and what puts it back."""
+        name, last = self.connection.name, self.recorded_number()
+        if not self.versions.all():
+            if last is None:
+                return f"model {name!r} has no version; {REGISTER_FIRST}"
+            return (
+                f"all versions of {name!r} were deleted in MLflow: restore the store from a "
+                "backup, or begin again: python register_first_model.py --train"
+            )
+        if last is None:
+            newest = self.versions.all()[0].number
+            return (
+                f"no version of {name!r} has the alias {PRODUCTION!r}; to give it to the newest: "
+                f"{ROLL_BACK} --to {newest}"
+            )
+        if self._exists(last):
+            return (
+                f"the alias {PRODUCTION!r} of {name!r} was deleted in MLflow; to put it back on "
+                f"version {last}: {ROLL_BACK}"
+            )
+        if next(self.to_go_back_to(None), None) is None:
+            return (
+                f"version {last} of {name!r}, which was {PRODUCTION}, was deleted in MLflow, and "
+                "no version before it is left: restore the store from a backup, or begin again: "
+                "python register_first_model.py --train"
+            )
+        return (
+            f"version {last} of {name!r}, which was {PRODUCTION}, was deleted in MLflow; to go "
+            f"back to the version before: {ROLL_BACK}"
+        )
 
-    def changes_to(self, number: int) -> list[Change]:
-        """Return the changes that made a version production, the newest first."""
-        return self.changes({TAG_TO: str(number)})
+    def _exists(self, number: int) -> bool:
+        try:
+            self.versions.get(number)
+        except NotInRegistry:
+            return False
+        return True
 
-    def replaced_by(self, number: int) -> int | None:
-        """Return the version that a version replaced when it last became production.
+    # --- What this home knows of it ---
+
+    def _memory(self) -> Memory:
+        return Journal(self.connection.settings.home).read()
+
+    def _recorded(self, memory: Memory) -> list[BecameProduction]:
+        return memory.productions(self.connection.settings.model_name)
+
+    def recorded_number(self) -> int | None:
+        """Return the version that the pipeline itself made production last; None if none.
+
+        By the journal, which nobody edits in MLflow; of an older pipeline only the runs know.
+        """
+        recorded = self._recorded(self._memory())
+        if recorded:
+            return recorded[-1].version
+        changes = self.runs.changes()
+        return changes[0].new if changes else None
+
+    def to_go_back_to(self, now: int | None) -> Iterator[int]:
+        """Give the versions that a plain rollback may make production, the best first.
+
+        Parameters
+        ----------
+        now
+            What the alias names. If that is not what the pipeline recorded last, somebody moved or
+            deleted it, and the recorded one is the first to go back to.
 
         Notes
         -----
-        The journal first, which nobody edits in MLflow; then the history: a process that died
-        between the two aliases leaves both on one version. The alias where it was moved by hand.
+        The journal first; then the history in MLflow and the alias, for what an older pipeline
+        did. Versions that were deleted, and those that this home does not vouch for, are left out.
         """
-        settings = self.connection.settings
-        for one in reversed(Journal(settings.home).read().all(BecameProduction)):
-            if (one.model_name, one.version) == (settings.model_name, number):
-                return one.replaced
-        changes = self.changes_to(number)
-        return changes[0].old if changes else self.previous_number()
+        memory = self._memory()
+        recorded = self._recorded(memory)[::-1]
+        wanted: list[int | None] = [one.version for one in recorded[:1]]
+        wanted += [one.replaced for one in recorded if one.version == now][:1]
+        changes = self.runs.changes()
+        wanted += [one.old for one in changes if one.new == now][:1] if not recorded else []
+        wanted += [number for one in recorded for number in (one.version, one.replaced)]
+        wanted += [number for one in changes for number in (one.new, one.old)]
+        wanted.append(self.previous_number())
+        for number in dict.fromkeys(wanted):
+            if number in (None, now):
+                continue
+            with contextlib.suppress(PipelineError):
+                self.vouches.check(self.versions.get(int(number or 0)))
+                yield int(number or 0)
+
+    def moved_by_hand(self, champion: RegisteredVersion) -> str:
+        """Say that somebody else than the pipeline made a version production; empty if not."""
+        last = self.recorded_number()
+        if last is None or last == champion.number:
+            return ""
+        what = ""
+        if champion.tags.get(TAG_VERDICT) == VERDICT_REJECT:
+            reasons = champion.read.text(TAG_REASONS)
+            what = f", which had not been promoted ({printable(reasons)})"
+        elif any(champion.number in (one.new, one.old) for one in self.changes()):
+            what = ", which had been production before"
+        target = next(self.to_go_back_to(champion.number), None)
+        back = f"to go back to version {target}: {ROLL_BACK}; " if target else ""
+        return (
+            f"by hand: the alias {PRODUCTION!r} was moved from version {last} to version "
+            f"{champion.number}{what}, outside this pipeline; {back}if it is meant, record it: "
+            f"python pipeline_orchestrator.py rollback --to {champion.number}"
+        )
+
+    # --- History ---
+
+    def changes(self, cycle: str = "") -> list[Change]:
+        """Return the changes of production, all or those of one command, the newest first.
+
+        Notes
+        -----
+        The runs tell; of those that somebody removed from MLflow the journal does, but for a
+        change that is not there yet. In order of their sequence numbers, for the clock may go back;
+        those of an older pipeline have none and come last.
+        """
+        of_runs = self.runs.changes({TAG_CYCLE: cycle} if cycle else None)
+        known = {one.cycle for one in of_runs}
+        recorded = self._recorded(self._memory())
+        if recorded and recorded[-1].version != self.number():
+            recorded = recorded[:-1] if recorded[-1].cycle not in known else recorded
+        found = [
+            *of_runs,
+            *(
+                _change(one)
+                for one in recorded
+                if one.cycle and one.cycle not in known and cycle in ("", one.cycle)
+            ),
+        ]
+        return sorted(found, key=lambda one: (one.sequence, one.at_ms), reverse=True)
+
+    def last_change_to(self, number: int) -> Change | None:
+        """Return the change that made a version production, the last one; None if unknown."""
+        return next((one for one in self.changes() if one.new == number), None)
 
     def on_probation_against(self, champion: RegisteredVersion) -> int | None:
         """Return the version that a promotion replaced, until the new one met new recordings.
@@ -122,8 +249,8 @@ class Production:
         met = self.runs.monitored({TAG_CHAMPION: str(champion.number)})
         if any(one.outcome != INTERRUPTED for one in met):
             return None
-        changes = self.changes_to(champion.number)
-        return changes[0].old if changes and changes[0].event == EVENT_PROMOTION else None
+        change = self.last_change_to(champion.number)
+        return change.old if change and change.event == EVENT_PROMOTION else None
 
     def ever(self) -> set[int]:
         """Return all that is or was production: by the journal, the history or an alias."""
@@ -161,13 +288,31 @@ class Production:
         PipelineError
             If somebody moved the alias meanwhile; it stays where it was put.
         """
+        before, after = mean_errors
+        # By hand, before: now it is recorded what it replaced.
+        replaced = self.recorded_number() if replaces == number else replaces
+        became = BecameProduction(
+            version=number,
+            replaced=replaced,
+            event=event,
+            model_name=self.connection.settings.model_name,
+            at=now(),
+            cycle=tags[TAG_CYCLE],
+            sequence=self._next_sequence(),
+            mean_error_before=before,
+            mean_error_after=after,
+            unit=tags.get(TAG_UNIT, ""),
+            who=who(),
+            why=without_secrets(why),
+        )
         history = {
             **tags,
             TAG_EVENT: event,
-            TAG_FROM: str(replaces or ""),
+            TAG_FROM: str(replaced or ""),
             TAG_TO: str(number),
-            TAG_WHY: without_secrets(why),
-            TAG_WHO: who(),
+            TAG_SEQUENCE: str(became.sequence),
+            TAG_WHY: became.why,
+            TAG_WHO: became.who,
         }
         measured = zip((METRIC_BEFORE, METRIC_AFTER), mean_errors, strict=True)
         metrics = {name: value for name, value in measured if value is not None}
@@ -181,14 +326,39 @@ class Production:
                     f"{PRODUCTION!r} was moved to version {found} while this ran; left there, "
                     f"version {number} is not promoted"
                 )
-            settings = self.connection.settings
-            Journal(settings.home).append(
-                BecameProduction(number, replaces, event, settings.model_name, now())
-            )
+            Journal(self.connection.settings.home).append(became)
             # The old one first: whatever dies in between, both aliases name a version that loads.
-            if replaces is not None:
+            if replaces not in (None, number):
                 client.set_registered_model_alias(name, PREVIOUS, str(replaces))
             client.set_registered_model_alias(name, PRODUCTION, str(number))
-            if replaces is not None and event in (EVENT_ROLLBACK, EVENT_PROBATION):
-                self.versions.set_tag(replaces, TAG_ROLLED_BACK, without_secrets(why))
+            if replaces not in (None, number) and event in (EVENT_ROLLBACK, EVENT_PROBATION):
+                self.versions.set_tag(int(replaces or 0), TAG_ROLLED_BACK, without_secrets(why))
         return run_id
+
+    def _next_sequence(self) -> int:
+        known = [one.sequence for one in self._recorded(self._memory())]
+        known += [one.sequence for one in self.runs.changes()]
+        return max(known, default=0) + 1
+
+    def settle(self, cycle_id: str) -> None:
+        """Let the journal say so if a dead command did not come to change production."""
+        last = next(reversed(self._recorded(self._memory())), None)
+        if last and last.cycle == cycle_id != "" and last.version != self.number():
+            Journal(self.connection.settings.home).append(DidNotBecome(cycle_id))
+
+
+def _change(one: BecameProduction) -> Change:
+    """Return what the journal knows of a change."""
+    return Change(
+        at_ms=round(datetime.datetime.fromisoformat(one.at).timestamp() * 1000),
+        event=one.event,
+        old=one.replaced,
+        new=one.version,
+        cycle=one.cycle,
+        sequence=one.sequence,
+        mean_error_before=one.mean_error_before,
+        mean_error_after=one.mean_error_after,
+        unit=one.unit,
+        who=one.who,
+        why=one.why,
+    )

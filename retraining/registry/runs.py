@@ -6,12 +6,13 @@ import contextlib
 import logging
 import math
 import os
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from retraining.errors import PipelineError, TryLaterError
 from retraining.files import hash_bytes
@@ -33,6 +34,8 @@ from retraining.registry.facts import (
     TAG_FROM,
     TAG_HOME,
     TAG_OUTCOME,
+    TAG_PLACE,
+    TAG_SEQUENCE,
     TAG_TO,
     TAG_UNIT,
     TAG_WHO,
@@ -49,12 +52,12 @@ from retraining.registry.facts import (
     unreadable,
     whole_number,
 )
-from retraining.registry.store import NOT_THERE, REGISTER_FIRST, Connection
-from retraining.text import printable
+from retraining.registry.store import NOT_THERE, Connection
+from retraining.text import as_local_time, printable, without_secrets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 ONE_SHORT_SECONDS = 2.0
 ONE_SHORT_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
@@ -82,31 +85,36 @@ class Runs:
 
     @contextlib.contextmanager
     def open(self, name: str, tags: Mapping[str, str]) -> Iterator[str]:
-        """Open a run, give its id, and close it whatever happens."""
-        experiment_id = self._experiment_id()
-        mlflow, client = self.connection.mlflow, self.connection.client
-        active = mlflow.start_run(
-            experiment_id=experiment_id,
-            run_name=name,
-            tags={TAG_HOME: self.connection.home_tag, **tags},
-        )
+        """Open a run, give its id, and close it whatever happens.
+
+        Notes
+        -----
+        MLflow's `start_run` goes on with a run that the environment or the caller has open, and
+        what is logged without naming a run goes there: every call names its run here.
+        """
+        from mlflow.tracking.context.registry import resolve_tags
+
+        experiment_id, client = self.experiment_id(), self.connection.client
+        ours = {TAG_HOME: self.connection.home_id, TAG_PLACE: self.connection.place}
+        run = client.create_run(experiment_id, tags=resolve_tags({**ours, **tags}), run_name=name)
+        run_id = str(run.info.run_id)
         try:
             for twin in self._left_open(experiment_id):  # the reply to a POST was lost
-                if twin.info.run_id != active.info.run_id:
+                if twin.info.run_id != run_id:
                     client.set_terminated(twin.info.run_id, "KILLED")
-            yield active.info.run_id
+            yield run_id
         except BaseException:
-            self._close_failed_run()
+            self._close_failed_run(run_id)
             raise
-        mlflow.end_run()
+        client.set_terminated(run_id)
 
-    def _close_failed_run(self) -> None:
+    def _close_failed_run(self, run_id: str) -> None:
         """Try once and briefly: the first error counts, and tidying closes what stays open."""
         before = {name: os.environ[name] for name in ONE_SHORT_TRY}
         os.environ.update(ONE_SHORT_TRY)
         try:
             with exchanges.within(ONE_SHORT_SECONDS):
-                self.connection.mlflow.end_run("FAILED")
+                self.connection.client.set_terminated(run_id, "FAILED")
         except (OSError, self.connection.mlflow.MlflowException) as error:
             logger.info("the run stays open until the next start: %s", type(error).__name__)
         finally:
@@ -114,38 +122,39 @@ class Runs:
 
     def log(self, run_id: str, record: RunRecord) -> None:
         """Write what a step leaves to the open run."""
-        mlflow = self.connection.mlflow
-        if record.metrics:
-            mlflow.log_metrics(dict(record.metrics))
-        if record.params:
-            mlflow.log_params(dict(record.params))
-        for name, values in record.trends.items():
-            self._log_trend(run_id, name, values)
+        from mlflow.entities import Metric, Param
+
+        client, at = self.connection.client, round(time.time() * 1000)
+        metrics = [Metric(name, float(value), at, 0) for name, value in record.metrics.items()]
+        for name, values in record.trends.items():  # a history, which MLflow draws as a line
+            metrics += [Metric(name, value, at, step) for step, value in enumerate(values, 1)]
+        client.log_batch(
+            run_id,
+            metrics=metrics,
+            params=[Param(name, str(value)) for name, value in record.params.items()],
+            synchronous=True,
+        )
         for name, table in record.tables.items():
             # MLflow looks for columns of objects; the text columns of pandas 3 are no such.
-            mlflow.log_table(table.reset_index().astype({table.index.name: object}), name)
+            client.log_table(run_id, table.reset_index().astype({table.index.name: object}), name)
         for dataset in record.datasets:
-            self._log_dataset(dataset)
+            self._log_dataset(run_id, dataset)
         for name, content in record.files.items():
             self.log_file(content, name, run_id)
 
-    def _log_trend(self, run_id: str, name: str, values: Any) -> None:
-        """Log a metric with its history, which MLflow draws as a line."""
-        from mlflow.entities import Metric
-
-        now = round(time.time() * 1000)
-        history = [Metric(name, value, now, step) for step, value in enumerate(values, 1)]
-        self.connection.client.log_batch(run_id, metrics=history)
-
-    def _log_dataset(self, dataset: Dataset) -> None:
+    def _log_dataset(self, run_id: str, dataset: Dataset) -> None:
         import pandas as pd
+        from mlflow.entities import Dataset as Described
+        from mlflow.entities import DatasetInput, InputTag
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
         files = dataset.manifest.files
         table = pd.DataFrame([asdict(one) for one in files]).astype({"rows": float})
         digest = hash_bytes(dataset.manifest.to_bytes())[:16]
-        mlflow = self.connection.mlflow
-        described = mlflow.data.from_pandas(table, name=dataset.name, digest=digest)
-        mlflow.log_input(described, context=dataset.context)
+        described = self.connection.mlflow.data.from_pandas(table, name=dataset.name, digest=digest)
+        context = InputTag(MLFLOW_DATASET_CONTEXT, dataset.context)
+        entity = Described.from_dictionary(described.to_dict())
+        self.connection.client.log_inputs(run_id, datasets=[DatasetInput(entity, [context])])
 
     def log_file(self, content: bytes, name: str, run_id: str) -> None:
         """Log a file to a run, also to one that has ended."""
@@ -161,21 +170,79 @@ class Runs:
 
     def set_tag(self, run_id: str, key: str, value: str) -> None:
         """Tag a run, also one that has ended."""
-        self.connection.client.set_tag(run_id, key, value)
+        self.connection.client.set_tag(run_id, key, value, synchronous=True)
 
     # --- Finding ---
 
-    def _experiment_id(self) -> str:
-        experiment = self.connection.client.get_experiment_by_name(self.connection.name)
-        if experiment is None or experiment.lifecycle_stage != "active":
-            store = printable(self.connection.settings.store_uri)
+    def experiment_id(self) -> str:
+        """Return the id of this model's experiment; one that is gone for good is made again.
+
+        Raises
+        ------
+        NotInRegistry
+            As `find_experiment`.
+        """
+        found = self.find_experiment()
+        if found is not None:
+            return found
+        logger.warning(
+            "the experiment %r is gone from the store; a new one is made: history knows what the "
+            "journal of this home knows",
+            self.connection.name,
+        )
+        self.create_experiment()
+        made = self.connection.client.get_experiment_by_name(self.connection.name)
+        return str(made.experiment_id)
+
+    def find_experiment(self) -> str | None:
+        """Return the id of this model's experiment; None if there is none.
+
+        Raises
+        ------
+        NotInRegistry
+            If it was deleted or renamed in MLflow, with what puts it right.
+        """
+        client, name = self.connection.client, self.connection.name
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            other = self._experiment_of_versions()
+            if other is not None:
+                raise NotInRegistry(
+                    f"the experiment {name!r} is called {printable(other.name)!r} now; name it "
+                    f"back: {self._mlflow('rename', other.experiment_id)} --new-name "
+                    f"{shlex.quote(name)}"
+                )
+            return None
+        if experiment.lifecycle_stage != "active":
             raise NotInRegistry(
-                f"the store {store} has no experiment {self.connection.name!r}; {REGISTER_FIRST}"
+                f"the experiment {name!r} was deleted in MLflow on "
+                f"{as_local_time(experiment.last_update_time / 1000)}; restore it: "
+                f"{self._mlflow('restore', experiment.experiment_id)}"
             )
         return str(experiment.experiment_id)
 
+    def _experiment_of_versions(self) -> Experiment | None:
+        """Return where the runs of this model's versions are, if they are somewhere."""
+        client = self.connection.client
+        for version in client.search_model_versions(f"name = '{self.connection.name}'"):
+            run = self._run(str(version.run_id or ""))
+            if run is not None:
+                return client.get_experiment(run.info.experiment_id)
+        return None
+
+    def _mlflow(self, word: str, experiment_id: str) -> str:
+        """Return MLflow's own command for an experiment of this store."""
+        uri = self.connection.settings.store_uri
+        store = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} " if without_secrets(uri) == uri else ""
+        return f"{store}python -m mlflow experiments {word} --experiment-id {experiment_id}"
+
     def _finished(self, name: str, tags: Mapping[str, str], limit: int = MOST_RUNS) -> list[Run]:
-        """Return finished runs with that name and these tags, the newest first."""
+        """Return finished runs with that name and these tags, the newest first; deleted ones, too.
+
+        Somebody may clean up in MLflow: what a run tells did happen.
+        """
+        from mlflow.entities import ViewType
+
         experiment = self.connection.client.get_experiment_by_name(self.connection.name)
         if experiment is None:  # a registration that was cut off
             return []
@@ -184,6 +251,7 @@ class Runs:
             self.connection.client.search_runs(
                 [experiment.experiment_id],
                 f"attributes.run_name = '{name}' and attributes.status = 'FINISHED'{conditions}",
+                run_view_type=ViewType.ALL,
                 max_results=limit,
                 order_by=["attributes.start_time DESC"],
             )
@@ -201,13 +269,22 @@ class Runs:
 
     def trained_with(self, run_id: str) -> dict[str, int] | None:
         """Return the folds and the seed of a training; None where nobody wrote them down."""
-        run = self.connection.client.get_run(run_id) if run_id else None
+        run = self._run(run_id)
         if run is None or run.info.run_name not in (RETRAINING_RUN, FIRST_RUN):
             return None
         params = Tags(run.data.params, f"run {run_id}")
         if not all(name in params.values for name in TRAINED_WITH):
             return None
         return {name: params.integer(name) for name in TRAINED_WITH}
+
+    def _run(self, run_id: str) -> Run | None:
+        """Return a run; None if it is gone for good."""
+        try:
+            return self.connection.client.get_run(run_id) if run_id else None
+        except self.connection.mlflow.MlflowException as error:
+            if error.error_code != NOT_THERE:
+                raise
+            return None
 
     def artifact(self, run_id: str, name: str) -> bytes | None:
         """Return a file of a run; None if there is none."""
@@ -242,10 +319,21 @@ class Runs:
 
     # --- Tidying ---
 
-    def _left_open(self, experiment_id: str) -> list[Run]:
-        """Return the runs of this home that nobody closed."""
+    def _left_open(self, experiment_id: str, cycle_id: str = "") -> list[Run]:
+        """Return the runs of this home, and those of a cycle, that nobody closed."""
         found = self.connection.client.search_runs([experiment_id], "attributes.status = 'RUNNING'")
-        return [run for run in found if run.data.tags.get(TAG_HOME) == self.connection.home_tag]
+        return [run for run in found if self._is_ours(run.data.tags, cycle_id)]
+
+    def _is_ours(self, tags: Mapping[str, str], cycle_id: str) -> bool:
+        """Say so by the home's id: the name of a container's host is another one each time.
+
+        An older pipeline noted host and folder.
+        """
+        home = tags.get(TAG_HOME, "")
+        older = home.endswith(f":{self.connection.settings.home}")
+        of_cycle = bool(cycle_id) and tags.get(TAG_CYCLE) == cycle_id
+        own_store = self.connection.settings.has_own_store
+        return bool(home) and (home == self.connection.home_id or of_cycle or (older and own_store))
 
     def close_left_over(self, cycle_id: str, production: int | None) -> None:
         """End the runs that dead processes of this home left open.
@@ -256,15 +344,16 @@ class Runs:
         alias did move is complete, even if the store failed right after: it belongs to the history.
         """
         client = self.connection.client
-        if client.get_experiment_by_name(self.connection.name) is None:
+        experiment = client.get_experiment_by_name(self.connection.name)
+        if experiment is None or experiment.lifecycle_stage != "active":  # its runs are deleted
             return
-        experiment_id = self._experiment_id()
+        experiment_id = experiment.experiment_id
         promotions = client.search_runs(
             [experiment_id],
             f"attributes.run_name = '{PROMOTION_RUN}' and attributes.status != 'FINISHED' "
             f"and tags.{TAG_CYCLE} = '{cycle_id}'",
         )
-        left_over = {run.info.run_id: run for run in self._left_open(experiment_id)}
+        left_over = {run.info.run_id: run for run in self._left_open(experiment_id, cycle_id)}
         left_over |= {run.info.run_id: run for run in promotions}
         for run in left_over.values():
             is_promotion = run.info.run_name == PROMOTION_RUN
@@ -337,6 +426,8 @@ def _change(run: Run) -> Change | None:
         event=tags.text(TAG_EVENT),
         old=tags.integer_or_none(TAG_FROM),
         new=new,
+        cycle=tags.text(TAG_CYCLE),
+        sequence=tags.integer_or_none(TAG_SEQUENCE) or 0,
         mean_error_before=before,
         mean_error_after=after,
         unit=tags.text(TAG_UNIT, OLDER_UNIT),

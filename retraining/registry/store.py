@@ -26,6 +26,7 @@ from retraining.files import (
     sync_folder,
     written_whole,
 )
+from retraining.journal import Journal
 from retraining.registry import exchanges
 from retraining.registry.facts import NotInRegistry
 from retraining.settings import Settings
@@ -37,6 +38,11 @@ OUTAGE_CODES = {
     *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED"),
     *("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"),
 }
+OF_OTHER_JOBS = (
+    *("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_REGISTRY_URI"),
+    *("MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_ENABLE_ASYNC_LOGGING"),
+)
+"""Variables of MLflow that say what another program is at work on."""
 DATABASE_ERROR = re.compile(r"\(\w+\.\w*Error\)")
 """SQLAlchemy puts the driver's error in brackets, not always into the first line."""
 OLDER_TEMPORARY_PREFIX = ".new-"
@@ -54,6 +60,8 @@ logger = logging.getLogger("pipeline")
 
 def prepare_environment() -> None:
     """Set MLflow's time limits and switches where the operator did not; before its import.
+
+    Take away what stands there of another program's work.
 
     Notes
     -----
@@ -75,6 +83,8 @@ def prepare_environment() -> None:
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
         os.environ.setdefault(name, value)
+    for name in OF_OTHER_JOBS:
+        os.environ.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -87,14 +97,21 @@ class Connection:
         Name the store, the registered model and the home.
     mlflow, client
         MLflow's module and its client of this store.
-    home_tag
-        Marks the runs of this home.
     """
 
     settings: Settings
     mlflow: Any
     client: Any
-    home_tag: str
+
+    @property
+    def home_id(self) -> str:
+        """Marks the runs of this home, wherever it lies and whatever the machine is called."""
+        return Journal(self.settings.home).read().home_id
+
+    @property
+    def place(self) -> str:
+        """Where this home is, for people."""
+        return printable(f"{socket.gethostname()}:{self.settings.home}")
 
     @property
     def name(self) -> str:
@@ -132,8 +149,7 @@ def connect(settings: Settings, *, create: bool = False) -> Connection:
 
     mlflow.set_tracking_uri(settings.store_uri)
     mlflow.set_registry_uri(settings.store_uri)
-    home_tag = f"{socket.gethostname()}:{settings.home}"
-    return Connection(settings, mlflow, mlflow.MlflowClient(), home_tag)
+    return Connection(settings, mlflow, mlflow.MlflowClient())
 
 
 # --- Creating and upgrading a SQLite store ---

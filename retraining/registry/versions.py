@@ -27,6 +27,7 @@ from retraining.registry.facts import (
     TAG_METRIC,
     TAG_MODULE,
     TAG_OUT_OF_FOLD_HASH,
+    TAG_PLACE,
     TAG_VERDICT,
     VERDICT_REJECT,
     Manifest,
@@ -270,7 +271,8 @@ class Versions:
             TAG_MANIFEST_HASH: hash_bytes(content),
             TAG_OUT_OF_FOLD_HASH: hash_bytes(out_of_fold) if out_of_fold else NO_FILE,
         }
-        made = RegisteredVersion(0, run_id, {**tags, **digests}, 0)
+        place = {TAG_PLACE: self.connection.place}
+        made = RegisteredVersion(0, run_id, {**tags, **digests, **place}, 0)
         created = self.connection.client.create_model_version(
             self.connection.name,
             logged.uri,

@@ -10,8 +10,15 @@ from dataclasses import dataclass
 
 from retraining.errors import PipelineError
 from retraining.journal import Journal, Memory, Vouch
-from retraining.registry.facts import TAG_ARTIFACT_HASH, TAG_MANIFEST_HASH, RegisteredVersion
+from retraining.registry.facts import (
+    OTHER_VERSION,
+    TAG_ARTIFACT_HASH,
+    TAG_MANIFEST_HASH,
+    TAG_PLACE,
+    RegisteredVersion,
+)
 from retraining.settings import Settings
+from retraining.text import printable
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,12 @@ class Vouches:
         state = (
             "is not what this home vouches for: it was edited in MLflow, or is of another store"
             if known
-            else "is not one that this home registered"
+            else f"is not one that this home registered{_other_home(version)}"
         )
         raise PipelineError(
             f"version {version.number} {state}; nothing of it is loaded or run. If you know where "
-            "it comes from: python pipeline_orchestrator.py trust "
-            f"{version.number} --reason TEXT; or make another version production: "
-            "python pipeline_orchestrator.py rollback --to VERSION"
+            f"it comes from: python pipeline_orchestrator.py trust {version.number} --reason "
+            f'"where it comes from"; or {OTHER_VERSION}'
         )
 
     def of(self, version: RegisteredVersion, memory: Memory) -> Vouch | None:
@@ -66,3 +72,9 @@ class Vouches:
             one for one in memory.all(Vouch) if (one.model_name, one.version, one.run_id) == wanted
         ]
         return said[-1] if said else None
+
+
+def _other_home(version: RegisteredVersion) -> str:
+    """Say which home a version says that it comes from."""
+    place = version.read.text(TAG_PLACE)
+    return f", but another one: it names {printable(place, 200)}" if place else ""

@@ -51,6 +51,11 @@ def live(home: Path, settings: Any) -> None:
     rollback(settings, 4)
     rollback(settings, 1)
     prune(settings, 0)
+    deleted, *_ = [
+        run for run in registry.copies._in_experiment() if "pipeline_to" in run.data.tags
+    ]
+    client.delete_run(deleted.info.run_id)
+    client.delete_run(registry.versions.get(3).run_id)
     export(settings, home / ARCHIVE)
 
 
@@ -104,7 +109,7 @@ def known(settings: Any) -> dict[str, Any]:
         "vouched": [
             one.number for one in registry.versions.all() if registry.vouches.of(one, memory)
         ],
-        "replaced": registry.production.replaced_by(1),
+        "way back": [*registry.production.to_go_back_to(1)],
     }
 
 
@@ -127,6 +132,7 @@ def _facts_of(client: Any, run: Any) -> tuple[Any, ...]:
     ]
     return (
         (run.info.run_name, run.info.status, run.info.start_time, run.info.end_time),
+        run.info.lifecycle_stage,
         {key: text for key, text in run.data.tags.items() if key not in LEFT_OUT},
         run.data.params,
         metrics,

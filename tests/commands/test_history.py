@@ -12,6 +12,7 @@ from retraining.errors import UsageError
 CHANGE: dict[str, Any] = {
     "at": "2026-05-01T02:00:00+02:00",
     "event": "promotion",
+    "clock_went_back": False,
     "from": 1,
     "to": 2,
     "mean_error_before": 0.00662,

@@ -132,11 +132,10 @@ class TestWriting:
 
 def known_errors(home: Path, **other: Any) -> KnownErrors | None:
     """Return what registration believes of the errors of the pickle."""
-    pickle, folder = home / PICKLE, home / "used_gts"
+    pickle = home / PICKLE
     return errors_of_pickle(
         pickle,
         other.get("pickle_sha256", hash_file(pickle)),
-        {path.name: hash_file(path) for path in folder.iterdir()},
         load_training_module(Settings(home=home)),
     )
 
@@ -170,7 +169,6 @@ class TestKnownErrors:
         [
             (lambda path: change(path, pickle_sha256="other"), "it belongs to another pickle"),
             (lambda path: change(path, error_name="other"), "it counts other errors"),
-            (lambda path: change(path, errors={"a": 1.0}), "used_gts/ holds other recordings"),
             (lambda path: change(path, errors={"a": -1.0}), "an error is no number from 0"),
             (lambda path: change(path, errors={"a": "NaN"}), "an error is no number from 0"),
             (lambda path: change(path, errors=[1.0]), "no attribute 'items'"),

@@ -70,7 +70,7 @@ class TestTags:
         assert r"reads '\x1b[2J\n'; rm xxx" in text
         assert text.isprintable()
         assert len(text) < 300
-        assert text.endswith("python pipeline_orchestrator.py rollback --to VERSION")
+        assert text.endswith("python pipeline_orchestrator.py rollback")
 
 
 class TestNumbers:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from mlflow.exceptions import MlflowException
 
 from retraining.errors import PipelineError, TryLaterError
@@ -32,17 +36,21 @@ class TestTidying:
     def test_only_runs_of_this_home_are_closed(self, home: Path, settings_of: SettingsOf) -> None:
         """Another home's run on a shared store goes on."""
         registry = open_registry(settings_of(home))
-        experiment = registry.runs._experiment_id()
+        experiment = registry.runs.experiment_id()
         ours = registry.runs.connection.client.create_run(
             experiment,
-            tags={"pipeline_home": registry.runs.connection.home_tag},
+            tags={"pipeline_home": registry.runs.connection.home_id},
             run_name="ModelMonitoring",
         )
         theirs = registry.runs.connection.client.create_run(
             experiment, tags={"pipeline_home": "elsewhere"}
         )
+        older = registry.runs.connection.client.create_run(
+            experiment, tags={"pipeline_home": f"a-host-of-old:{home}"}
+        )
         registry.runs.close_left_over("", registry.production.number())
-        assert registry.runs.connection.client.get_run(ours.info.run_id).info.status == "KILLED"
+        for run in (ours, older):
+            assert registry.runs.connection.client.get_run(run.info.run_id).info.status == "KILLED"
         assert registry.runs.connection.client.get_run(theirs.info.run_id).info.status == "RUNNING"
 
     def test_a_promotion_that_happened_belongs_to_history(
@@ -52,8 +60,8 @@ class TestTidying:
         registry = open_registry(settings_of(home))
         for target, status in (("1", "FINISHED"), ("9", "KILLED")):
             run = registry.runs.connection.client.create_run(
-                registry.runs._experiment_id(),
-                tags={"pipeline_home": registry.runs.connection.home_tag, "pipeline_to": target},
+                registry.runs.experiment_id(),
+                tags={"pipeline_home": registry.runs.connection.home_id, "pipeline_to": target},
                 run_name=PROMOTION_RUN,
             )
             registry.runs.close_left_over("", registry.production.number())
@@ -228,3 +236,52 @@ class TestFacts:
         assert runs.artifact(run_id, "b.json") is None
         assert runs.artifact("", "a.json") is None
         assert runs.artifact("0" * 32, "a.json") is None
+
+
+DIES_IN_A_RUN = """
+import os, sys
+from pathlib import Path
+from retraining.registry import open_registry
+from retraining.settings import Settings
+runs = open_registry(Settings(home=Path(sys.argv[1]))).runs
+with runs.open("ModelMonitoring", {"pipeline_cycle_id": "dead"}) as run_id:
+    print(run_id, flush=True)
+    os._exit(9)
+"""
+TIDIES = """
+import sys
+from pathlib import Path
+from retraining.recovery import tidy
+from retraining.settings import Settings
+home = Path(sys.argv[1])
+(home / ".pipeline_state.json").write_text('{"cycle_id": "another"}')
+tidy(Settings(home=home))
+"""
+
+
+@pytest.mark.slow
+def test_a_container_that_is_called_otherwise_closes_the_run_of_the_one_before(
+    home: Path, settings_of: SettingsOf
+) -> None:
+    """The host's name is another one at each start."""
+
+    def on_host(name: str, code: str) -> str:
+        inner = f"hostname {name} && exec {sys.executable} -c {shlex.quote(code)} {home}"
+        done = subprocess.run(
+            ["unshare", "--uts", "sh", "-c", inner],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        if "Operation not permitted" in done.stderr:
+            pytest.skip("no other host name may be set here")
+        return done.stdout.strip()
+
+    run_id = on_host("first", DIES_IN_A_RUN)
+    client = open_registry(settings_of(home)).runs.connection.client
+    assert client.get_run(run_id).info.status == "RUNNING"
+    on_host("second", TIDIES)
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert client.get_run(run_id).data.tags["pipeline_place"] == f"first:{home}"

@@ -180,5 +180,5 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert database.with_name("mlflow.db-journal").stat().st_size > 0
     registry = open_registry(settings_of(home))
     assert registry.production.number() == 1
-    assert registry.runs._left_open(registry.runs._experiment_id()) == []
+    assert registry.runs._left_open(registry.runs.experiment_id()) == []
     assert not database.with_name("mlflow.db-journal").exists()

@@ -108,5 +108,5 @@ class TestFinding:
         registry = open_registry(settings_of(home, model_name="Another"))
         assert registry.production.number() is None
         assert registry.production.previous_number() is None
-        with pytest.raises(NotInRegistry, match="it is empty; run: python register_first_model.py"):
+        with pytest.raises(NotInRegistry, match="holds other models: Stem.*--model-name"):
             registry.production.champion()

@@ -32,7 +32,7 @@ SCRIPTS = ("pipeline_orchestrator", "register_first_model", TRAINING_MODULE)
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "outcome", "text", "windows"),
     ("resampling", "settings"),
-    ("gate",),
+    ("advice", "gate"),
     ("confined", "files"),
     ("archives", "journal", "kept_tables"),
     ("looks", "training"),
