@@ -584,7 +584,7 @@ class Homes:
     @functools.cached_property
     def lost(self) -> Path:
         """Two versions lost, one of which has an alias; a third one was deleted."""
-        return _after(lose, self.promoted, self._folder / "with losers")
+        return _after(lose, self.registered, self._folder / "with losers")
 
     @functools.cached_property
     def packed(self) -> Path:
