@@ -374,6 +374,7 @@ def run_orchestrator(
         with recorder.failures_told(settings):
             result = _triggered_cycle(settings, recorder, force=force, anyway=retrain)
         recorder.end(settings, result)
+        recorder.prune(settings, result)
     return result
 
 

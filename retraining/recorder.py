@@ -11,14 +11,14 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from retraining import ground_truth, notices, records, recovery, vouching
+from retraining import ground_truth, notices, pruning, records, recovery, vouching
 from retraining.cycle import Batch, Cycle, CycleResult
 from retraining.errors import StoppedBySignal, stop_request
 from retraining.files import exclusive_lock, lock_without_writing
 from retraining.journal import Journal
 from retraining.kept_tables import KeptTables, tables_of
 from retraining.outcome import Outcome
-from retraining.registry import Registry, places
+from retraining.registry import Registry, open_registry, places
 from retraining.registry.facts import (
     EVENT_PROBATION,
     EVENT_PROMOTION,
@@ -31,6 +31,7 @@ from retraining.registry.facts import (
     Manifest,
     RegisteredVersion,
 )
+from retraining.registry.store import as_pipeline_error
 from retraining.report import keep
 from retraining.settings import Settings
 from retraining.text import printable
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from retraining.gate import Verdict
     from retraining.intake import Intake
 
+WITH_A_VERDICT = (Outcome.PROMOTED, Outcome.NOT_PROMOTED, Outcome.ROLLED_BACK)
 Register = Callable[[TrainedModel, Manifest], RegisteredVersion | None]
 
 logger = logging.getLogger("pipeline")
@@ -67,6 +69,21 @@ class Recorder:
         """Note that a run came to its end, and call for attention to what is new."""
         keep.keep_quiet_night(settings, result)
         notices.note_end(settings, result.outcome.value, result.message, result.stuck)
+
+    def prune(self, settings: Settings, result: CycleResult) -> None:
+        """Let the losers before the newest go, after a verdict; a night never fails of it."""
+        if not settings.keep_losers or result.outcome not in WITH_A_VERDICT:
+            return
+        try:
+            found = pruning.prune(settings, open_registry(settings), keep=settings.keep_losers)
+        except StoppedBySignal:
+            raise
+        except Exception as error:
+            known = as_pipeline_error(error, settings) or error
+            logger.warning("nothing more was pruned, the next verdict tries again: %s", known)
+            return
+        if found.versions:
+            logger.info("pruned %s freed", found.in_words)
 
     def unfinished(self, settings: Settings) -> contextlib.AbstractContextManager[str]:
         """Give an id for the cycle; an interruption leaves a note of it."""
@@ -228,6 +245,9 @@ class DryRun(Recorder):
 
     def end(self, settings: Settings, result: CycleResult) -> None:
         """Note nothing."""
+
+    def prune(self, settings: Settings, result: CycleResult) -> None:
+        """Remove nothing."""
 
     def unfinished(self, _settings: Settings) -> contextlib.AbstractContextManager[str]:
         """Give an id; an interruption leaves nothing behind."""

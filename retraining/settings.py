@@ -183,6 +183,14 @@ class Settings:
         at_least=1,
         at_most=1000,
     )
+    keep_losers: int = _setting(
+        0,
+        "newest versions that lost whose model files stay: a nightly run with a verdict prunes "
+        "the others; 0: all stay",
+        unit="versions",
+        at_least=0,
+        at_most=1_000_000,
+    )
     n_folds: int = _setting(
         5, "folds of the cross-validation by file, or by session", at_least=2, at_most=100
     )

@@ -466,6 +466,20 @@ def number_text(value: float, decimals: int = 1, *, sign: bool = False) -> str:
     return f"{value:{plus}.{decimals}f}"
 
 
+def size_text(n_bytes: float) -> str:
+    """Return a number of bytes in the unit that reads best, of 1000 each.
+
+    Examples
+    --------
+    >>> size_text(0), size_text(8_312_000), size_text(2.5e12)
+    ('0 bytes', '8.3 MB', '2500.0 GB')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.1f} {unit}"
+    return f"{n_bytes:.0f} bytes"
+
+
 def error_text(value: float, unit: str) -> str:
     """Return an error with its unit; see `number_text`.
 

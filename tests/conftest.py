@@ -375,7 +375,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def mlflow_server(store: str, artifacts: Path, **environment: str) -> Iterator[str]:
+def mlflow_server(store: str, artifacts: Path | str, **environment: str) -> Iterator[str]:
     """Start a real `mlflow server` on loopback, give its address, and end it.
 
     Parameters

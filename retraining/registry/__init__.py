@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from retraining.registry.copies import Copies
 from retraining.registry.facts import Manifest, RegisteredVersion
 from retraining.registry.judgements import Judgements
 from retraining.registry.production import Production
@@ -29,6 +30,7 @@ class Registry:
     production: Production
     judgements: Judgements
     vouches: Vouches
+    copies: Copies
 
     def learnt_by(self, version: RegisteredVersion) -> Manifest:
         """Return what a version was trained on, if this home vouches for it.
@@ -61,4 +63,5 @@ def open_registry(settings: Settings, *, create: bool = False) -> Registry:
         production=Production(connection, runs, versions, vouches),
         judgements=Judgements(connection, runs, versions),
         vouches=vouches,
+        copies=Copies(connection, runs, versions, models),
     )

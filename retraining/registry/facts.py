@@ -63,6 +63,12 @@ TAG_MANIFEST_HASH = "manifest_sha256"
 TAG_OUT_OF_FOLD_HASH = "out_of_fold_sha256"
 TAG_COMPARISON_HASH = "comparison_sha256"
 TAG_DIGEST = "version_sha256"
+TAG_PRUNED = "pruned"
+"""When its model file was removed, for people; the journal is what is believed."""
+TAG_IMPORTED = "pipeline_imported"
+"""From which archive a version, a run or a registered model came, and what it was there."""
+TAG_CREATED = "pipeline_created_ms"
+"""When an imported version was registered first: MLflow lets nobody set that."""
 TAG_MODULE = "training_module"
 TAG_CODE = "training_code_sha256"
 TAG_METRIC = "error_name"
@@ -91,6 +97,7 @@ MOST_SHOWN_BYTES = 10_000
 MOST = 1e15
 LATEST_MS = 253_000_000_000_000
 WHOLE_NUMBER = re.compile(r"[0-9]{1,10}")
+MILLISECONDS = re.compile(r"[0-9]{1,14}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 ROLL_BACK = "python pipeline_orchestrator.py rollback"
 OTHER_VERSION = f"go back to the version before: {ROLL_BACK}"

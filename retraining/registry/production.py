@@ -252,6 +252,18 @@ class Production:
         change = self.last_change_to(champion.number)
         return change.old if change and change.event == EVENT_PROMOTION else None
 
+    def ever(self) -> set[int]:
+        """Return all that is or was production: by the journal, the history or an alias."""
+        settings = self.connection.settings
+        moves = [
+            (one.replaced, one.version)
+            for one in Journal(settings.home).read().all(BecameProduction)
+            if one.model_name == settings.model_name
+        ]
+        moves += [(one.old, one.new) for one in self.changes()]
+        numbers = {self.number(), self.previous_number()}.union(*moves)
+        return {number for number in numbers if number is not None}
+
     # --- Changing it ---
 
     def move_to(

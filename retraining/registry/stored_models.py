@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from retraining.errors import PipelineError
 from retraining.files import hash_bytes, hash_file, sync_file, sync_folder
+from retraining.journal import Journal
 from retraining.registry import exchanges, refusals
 from retraining.registry.facts import (
     OTHER_VERSION,
@@ -30,9 +31,10 @@ from retraining.registry.packaged import (
     PackagedModel,
     needs_other_code,
 )
+from retraining.registry.pruned import pruning_of
 from retraining.registry.store import Connection, disk_in_words, is_outage
 from retraining.registry.vouches import Vouches
-from retraining.text import printable
+from retraining.text import moment, printable
 from retraining.training import Training
 
 if TYPE_CHECKING:
@@ -137,12 +139,12 @@ class StoredModels:
         with tempfile.TemporaryDirectory(prefix="pipeline-model-") as name:
             folder = Path(name, "model")
             save(folder, logged.model_id)
-            _remove_bytecode(folder)
+            remove_bytecode(folder)
             digest = folder_digest(folder)
             client.log_model_artifacts(logged.model_id, str(folder))
         client.finalize_logged_model(logged.model_id, "READY")
         for uri in (logged.artifact_location, run.info.artifact_uri):
-            _sync_local_artifacts(uri)
+            sync_local_artifacts(uri)
         return LoggedModel(logged.model_uri, logged.model_id, digest)
 
     def _log_metrics(self, run: Run, model_id: str) -> None:
@@ -161,10 +163,7 @@ class StoredModels:
     @contextlib.contextmanager
     def _downloaded(self, version: RegisteredVersion) -> Iterator[Path]:
         """Give a private copy of a version's files, so that nobody changes them after the check."""
-        mlflow = self.connection.mlflow
-        uri = self.connection.client.get_model_version_download_uri(
-            self.connection.name, str(version.number)
-        )
+        mlflow, uri = self.connection.mlflow, self.location(version)
         with tempfile.TemporaryDirectory(prefix="pipeline-model-") as folder:
             try:
                 self._check_size(version, uri)
@@ -174,12 +173,35 @@ class StoredModels:
                 disk = disk_in_words(error, self.connection.settings)
                 if disk or is_outage(error) or refusals.in_words(error):
                     raise
+                self._refuse_pruned(version)
                 raise PipelineError(
                     f"the files of version {version.number} are missing at {printable(uri)}; "
                     f"restore them, or {OTHER_VERSION}"
                 ) from error
-            _remove_bytecode(Path(path))
+            remove_bytecode(Path(path))
             yield Path(path)
+
+    def _refuse_pruned(self, version: RegisteredVersion) -> None:
+        """Say of a version whose model file is gone that this home removed it, if it did.
+
+        Raises
+        ------
+        PipelineError
+            With the day.
+        """
+        settings = self.connection.settings
+        entry = pruning_of(version, Journal(settings.home).read(), settings.model_name)
+        if entry is not None:
+            raise PipelineError(
+                f"version {version.number} was pruned on {moment(entry.at)}: its {MODEL_FILE} is "
+                "gone, so it can neither be loaded nor compared; its code, manifest, errors and "
+                "verdict are readable. Put that file back from a backup, or name another version"
+            )
+
+    def location(self, version: RegisteredVersion) -> str:
+        """Return the address of a version's files."""
+        client, name = self.connection.client, self.connection.name
+        return str(client.get_model_version_download_uri(name, str(version.number)))
 
     def _check_size(self, version: RegisteredVersion, uri: str) -> None:
         """Refuse a version that is too large before any of it is copied.
@@ -229,7 +251,7 @@ class StoredModels:
             If files are missing or differ from what was registered.
         """
         expected = version.tags.get(TAG_ARTIFACT_HASH, "")
-        with self._downloaded(version) as folder:
+        with self.whole_files(version) as folder:
             if expected not in (folder_digest(folder), older_folder_digest(folder)):
                 raise PipelineError(
                     f"the files of version {version.number} are not those that were registered; "
@@ -237,10 +259,58 @@ class StoredModels:
                 )
             yield folder
 
-    def digest(self, version: RegisteredVersion) -> str:
-        """Return the digest of a version's files as they are now."""
+    @contextlib.contextmanager
+    def whole_files(self, version: RegisteredVersion) -> Iterator[Path]:
+        """Give a private copy of a version's files as they are now.
+
+        Raises
+        ------
+        PipelineError
+            If they are missing, or the version was pruned.
+        """
         with self._downloaded(version) as folder:
+            if not (folder / MODEL_FILE).is_file():
+                self._refuse_pruned(version)
+            yield folder
+
+    def digest(self, version: RegisteredVersion, *, pruned_too: bool = False) -> str:
+        """Return the digest of a version's files as they are now.
+
+        Parameters
+        ----------
+        pruned_too
+            Also of what is left of a pruned one.
+        """
+        with self._downloaded(version) if pruned_too else self.whole_files(version) as folder:
             return folder_digest(folder)
+
+    # --- Pruning ---
+
+    def model_file_bytes(self, location: str) -> int | None:
+        """Return the length of the model file at an address; None if there is none."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        found = get_artifact_repository(location).list_artifacts(None)
+        sizes = {one.path: one.file_size or 0 for one in found if not one.is_dir}
+        return sizes.get(MODEL_FILE)
+
+    def delete_model_file(self, location: str) -> None:
+        """Remove the model file at an address, and nothing else.
+
+        Raises
+        ------
+        PipelineError
+            If it is there afterwards: S3 tells nobody what it refused.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        get_artifact_repository(location).delete_artifacts(MODEL_FILE)
+        sync_local_artifacts(location)
+        if self.model_file_bytes(location) is not None:
+            raise PipelineError(
+                f"the artifact store did not remove {MODEL_FILE} at {printable(location)}; let "
+                "the pipeline's user, or that of the MLflow server, delete there"
+            )
 
     # --- Loading ---
 
@@ -307,7 +377,7 @@ def _example(folder: Path, version: RegisteredVersion) -> pd.DataFrame:
         raise unreadable(f"version {version.number}", EXAMPLE_FILE, error) from error
 
 
-def _remove_bytecode(folder: Path) -> None:
+def remove_bytecode(folder: Path) -> None:
     """Remove what a program that serves the files where they lie leaves beside their code.
 
     It was not registered, so it may neither look like tampering nor ever be run.
@@ -415,7 +485,7 @@ def _load_skops(path: Path, number: int, trusted_types: Sequence[str]) -> Any:
         ) from error
 
 
-def _sync_local_artifacts(uri: str) -> None:
+def sync_local_artifacts(uri: str) -> None:
     """Make a model's files durable where they lie on this machine."""
     from urllib.request import url2pathname
 

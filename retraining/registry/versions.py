@@ -12,6 +12,7 @@ from retraining.errors import PipelineError, TryLaterError
 from retraining.files import hash_bytes
 from retraining.registry.facts import (
     MANIFEST_FILE,
+    MILLISECONDS,
     MONITORING_RUN,
     MOST,
     OUT_OF_FOLD_FILE,
@@ -19,6 +20,7 @@ from retraining.registry.facts import (
     REPORT_FILE,
     TAG_ARTIFACT_HASH,
     TAG_CODE,
+    TAG_CREATED,
     TAG_CYCLE,
     TAG_DIGEST,
     TAG_MANIFEST_HASH,
@@ -76,6 +78,11 @@ class Versions:
         model = self.connection.client.get_registered_model(self.connection.name)
         number = model.aliases.get(alias)
         return None if number is None else _number(number)
+
+    def aliases(self) -> dict[str, int]:
+        """Return every alias, people's own included, and the version that it names."""
+        model = self.connection.client.get_registered_model(self.connection.name)
+        return {alias: _number(number) for alias, number in model.aliases.items()}
 
     def get(self, number: int) -> RegisteredVersion:
         """Return one version.
@@ -336,11 +343,15 @@ class Versions:
 
 
 def _version(found: Any) -> RegisteredVersion:
+    number, tags = _number(found.version), dict(found.tags)
+    created = tags.get(TAG_CREATED, "")  # in the store that it was imported from
     return RegisteredVersion(
-        _number(found.version),
+        number,
         str(found.run_id or ""),
-        dict(found.tags),
-        a_time(found.creation_timestamp, f"version {_number(found.version)}"),
+        tags,
+        int(created)
+        if MILLISECONDS.fullmatch(created)
+        else a_time(found.creation_timestamp, f"version {number}"),
     )
 
 

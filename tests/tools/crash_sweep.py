@@ -57,6 +57,7 @@ from conftest import (
     write_home,
     write_mislabelled,
 )
+from losers import add_loser
 from relabel import relabel, sha256
 from sample_gts import write_recordings
 
@@ -78,10 +79,11 @@ from retraining.journal import (
 )
 from retraining.kept_tables import CACHE_FOLDER, KeptTables
 from retraining.known_recordings import FILE_NAME as RECORDINGS_NAME
-from retraining.registry import store
-from retraining.registry.stored_models import folder_digest
+from retraining.registry import open_registry, store
+from retraining.registry.pruned import Pruned
+from retraining.registry.stored_models import MODEL_FILE, folder_digest
 from retraining.report import drift
-from retraining.settings import RESTORING_NOTE
+from retraining.settings import RESTORING_NOTE, Settings
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 COUNTED = {
@@ -92,6 +94,7 @@ KEPT_HIDDEN = (
     *(".pipeline.lock", ".pipeline_last_run.json", ".cache"),
     *(JOURNAL_NAME, RECORDINGS_NAME),
 )
+EXPORTED = "exported.tar"
 OTHER = flags_of(DOMAINS["grain"].settings)
 
 
@@ -210,6 +213,36 @@ def restore(home: list[str]) -> int:
     return pipeline_orchestrator.main(["restore", str(folder / ARCHIVE), *home])
 
 
+def prune(home: list[str]) -> int:
+    """Prune all that lost."""
+    return pipeline_orchestrator.main(["prune", "--keep", "0", *home])
+
+
+def bring(home: list[str]) -> int:
+    """Import what another home exported."""
+    archive = str(Path(home[1], EXPORTED))
+    return pipeline_orchestrator.main(["import", archive, "--reason", "moved", *home])
+
+
+def lose(home: list[str]) -> int:
+    """Let three versions lose; the first of them is deleted, and one has an alias."""
+    settings = Settings(home=Path(home[1]))
+    numbers = [add_loser(settings).number for _ in range(3)]
+    client = open_registry(settings).runs.connection.client
+    client.delete_model_version(settings.model_name, str(numbers[0]))
+    client.set_registered_model_alias(settings.model_name, "canary", str(numbers[2]))
+    return 0
+
+
+def take_along(home: list[str]) -> int:
+    """Export, and leave nothing but the archive and the recordings."""
+    status = pipeline_orchestrator.main(["export", str(Path(home[1], EXPORTED)), *home])
+    shutil.rmtree(Path(home[1], "mlflow_server"))
+    Path(home[1], "mlflow_server").mkdir()
+    Path(home[1], JOURNAL_NAME).unlink()
+    return status
+
+
 PRELOADED = (
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
     *("mlflow.sklearn", "mlflow.store.tracking.sqlalchemy_store", "skops.io", "sklearn.ensemble"),
@@ -264,6 +297,9 @@ def _be_the_child(
     os.dup2(log, 1)
     os.dup2(log, 2)
     passed = 0
+    # What a killed process leaves there goes with the trial.
+    tempfile.tempdir = str(home.parent / "tmp")
+    Path(tempfile.tempdir).mkdir(exist_ok=True)
 
     def count(event: str, values: tuple[Any, ...]) -> None:
         nonlocal passed
@@ -292,6 +328,9 @@ def _be_the_child(
 
 def describe(home: Path) -> dict[str, Any]:
     """Return everything that must equal the twin's, without opening the store through MLflow."""
+    pruned: list[int] = []
+    with contextlib.suppress(PipelineError):  # a damaged journal is told below
+        pruned = sorted({one.version for one in Journal(home).read().all(Pruned)})
     database = home / "mlflow_server/backend_db/mlflow.db"
     with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as store:
         rows = store.execute
@@ -305,6 +344,11 @@ def describe(home: Path) -> dict[str, Any]:
             "SELECT count(*) FROM runs WHERE name = 'ModelPromotion' AND status = 'FINISHED'"
         ).fetchone()[0]
         schema = rows("SELECT version_num FROM alembic_version").fetchone()[0]
+        models = sorted(
+            (number, (_files_of(store, number, home) / MODEL_FILE).is_file(), "pruned" in tags)
+            for (number,) in versions
+            for tags in [_tags(store, number)]
+        )
         recipes = {alias: _recipe(store, number, home) for alias, number in aliases.items()}
         remembered = _remembered(home, {alias: _tags(store, aliases[alias]) for alias in aliases})
     return {
@@ -324,6 +368,8 @@ def describe(home: Path) -> dict[str, Any]:
         ),
         "store": (integrity, schema),
         "versions": len(versions),
+        "model files": models if pruned else len(models),
+        "pruned": pruned,
         "running": running,
         "promotions": promotions,
         "aliases": recipes,
@@ -420,17 +466,21 @@ def _tags(store: sqlite3.Connection, number: int) -> dict[str, str]:
 def _recipe(store: sqlite3.Connection, number: int, home: Path) -> tuple[Any, ...]:
     """Return what a version was made of, and whether its files are whole."""
     tags = _tags(store, number)
-    (location,) = store.execute(
-        "SELECT storage_location FROM model_versions WHERE version = ?", (number,)
-    ).fetchone()
-    served = f"{home}/mlflow_server/artifacts"  # a server gives addresses relative to its folder
-    folder = location.removeprefix("file://").replace("mlflow-artifacts:", served, 1)
-    whole = folder_digest(Path(folder))
+    whole = folder_digest(_files_of(store, number, home))
     return (
         tags["manifest_sha256"],
         tags.get("verdict", ""),
         whole == tags["artifact_sha256"],
     )
+
+
+def _files_of(store: sqlite3.Connection, number: int, home: Path) -> Path:
+    """Return where the files of a version lie."""
+    (location,) = store.execute(
+        "SELECT storage_location FROM model_versions WHERE version = ?", (number,)
+    ).fetchone()
+    served = f"{home}/mlflow_server/artifacts"  # a server gives addresses relative to its folder
+    return Path(location.removeprefix("file://").replace("mlflow-artifacts:", served, 1))
 
 
 # --- The sweep ---
@@ -585,6 +635,17 @@ class Homes:
         return (self._folder / "archived" / ARCHIVE).rename(folder / ARCHIVE).parent
 
     @functools.cached_property
+    def lost(self) -> Path:
+        """Two versions lost, one of which has an alias; a third one was deleted."""
+        return _after(lose, self.registered, self._folder / "with losers")
+
+    @functools.cached_property
+    def packed(self) -> Path:
+        """The same, pruned and exported: nothing is left but the archive and the recordings."""
+        pruned = _after(prune, self.lost, self._folder / "pruned")
+        return _after(take_along, pruned, self._folder / "packed")
+
+    @functools.cached_property
     def other(self) -> Path:
         """The first model of another training module is production."""
         home = make_home(self._folder / "other bare")
@@ -609,6 +670,8 @@ SCENARIOS: dict[str, tuple[str, tuple[Callable[[list[str]], int], ...]]] = {
     "relocate": ("promoted", (relocate, healthy)),
     "backup": ("with_a_past", (backup, idle)),
     "restore": ("archived", (restore, healthy)),
+    "prune": ("lost", (prune, idle)),
+    "import": ("packed", (bring, idle)),
 }
 """Name -> home and commands."""
 
