@@ -78,7 +78,7 @@ def run_tests(version: str, python: str) -> int:
 
 def main() -> int:
     """Run all; return 1 if one fails, or if there is no oldest Python."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", nargs="*", default=[OLDEST, *OTHERS], help="3.11 3.12 ...")
     failed = False
     for version in parser.parse_args().python:
