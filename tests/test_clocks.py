@@ -66,7 +66,7 @@ class TestHeartbeat:
         words = ["status", "--max-age", "26", "--home", str(home)]
         assert main(words) == 1
         line = next(one for one in capsys.readouterr().out.splitlines() if "overdue" in one)
-        assert line.endswith("run: python pipeline_orchestrator.py")
+        assert line.endswith(f"run: python pipeline_orchestrator.py --home {home}")
         assert main(["--home", str(home)]) == 0
         assert main(words) == 0
 

@@ -124,3 +124,24 @@ class TestTemporaryFiles:
         there = RestException({"error_code": "INTERNAL_ERROR", "message": text})
         assert disk_in_words(there, Settings(home=home)) == ""
         assert disk_in_words(MlflowException(text), Settings(home=home)) != ""
+
+
+class TestStandardOutput:
+    """Whoever started a command need not listen."""
+
+    @pytest.mark.parametrize("end", [">&-", "| head -0", "| true"])
+    def test_one_that_is_closed_is_no_failure(self, end: str) -> None:
+        """No traceback, and the status of what was done."""
+        code = (
+            "import sys, time; from retraining.command_line import print_result; time.sleep(0.3); "
+            "print_result(['x' * 100_000], {}, as_json=False)"
+        )
+        done = subprocess.run(
+            ["bash", "-c", f'set -o pipefail; "$0" -c "$1" {end}', sys.executable, code],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")

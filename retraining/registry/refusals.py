@@ -6,7 +6,6 @@ Whatever is none of these may be an outage: `store.is_outage` decides.
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Iterator
 
 from retraining.registry import exchanges
@@ -50,6 +49,8 @@ def in_words(error: BaseException) -> str:
     error
         Of requests, SQLAlchemy or MLflow.
     """
+    import ssl
+
     from requests.exceptions import InvalidSchema, InvalidURL
 
     for one in chain(error):
