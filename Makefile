@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOME_FOLDER ?= .
 PORT ?= 5000
 
-.PHONY: help contract-table figures demo test test-slow bench life-simulation real-splits drift-halves screenshots crash-sweep outage-sweep check lint format server clean
+.PHONY: help contract-table figures demo test test-slow lowest bench life-simulation real-splits drift-halves screenshots crash-sweep outage-sweep long-life check lint format server clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -38,6 +38,9 @@ real-splits: $(VENV)/.development ## the gate's verdicts on real models; the res
 drift-halves: $(VENV)/.development ## how often chance looks like a change of the data; the result goes to docs/drift_halves.md
 	$(BIN)/python tests/tools/drift_halves.py --report docs/drift_halves.md
 
+lowest: $(VENV)/.development ## a few tests with the lowest versions that the requirements allow, and with other Pythons at hand
+	$(BIN)/python tests/tools/lowest.py
+
 bench: $(VENV)/.development ## time and memory as ratios measured side by side; the result goes to docs/benchmarks.md
 	$(BIN)/python tests/tools/bench/benchmark.py --report docs/benchmarks.md
 
@@ -46,6 +49,9 @@ crash-sweep: $(VENV)/.development ## kill every command at every write; the resu
 
 outage-sweep: $(VENV)/.development ## fail every request of a cycle in five ways; the result goes to docs/outage_sweep.md (two hours)
 	$(BIN)/python tests/tools/outage_sweep.py --lasting-step 5 --report docs/outage_sweep.md
+
+long-life: $(VENV)/.development ## a year of nights in one home, with people and deaths; the result goes to docs/long_life.md (an hour)
+	$(BIN)/python tests/tools/long_life.py --report docs/long_life.md
 
 contract-table: $(VENV)/.development ## the table of docs/own_model.md, from the contract in the code
 	$(BIN)/python tests/tools/contract_table.py

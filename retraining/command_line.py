@@ -346,6 +346,8 @@ def print_result(
     tone
         A key of `COLOURS`: on a terminal the first words, up to the colon, have it.
     """
+    if sys.stdout is None:  # closed by who started this (>&-)
+        return
     lines = [message] if isinstance(message, str) else message
     text = "\n".join(printable(advice.with_given_flags(line)) for line in lines)
     if as_json:
@@ -353,7 +355,11 @@ def print_result(
     else:
         text = _coloured(text, tone, sys.stdout)
     encoding = sys.stdout.encoding or "utf-8"  # a terminal may be Latin
-    sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding) + "\n")
+    try:
+        sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on; what was done stays done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _coloured(message: str, tone: str, stream: TextIO) -> str:

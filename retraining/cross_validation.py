@@ -21,6 +21,7 @@ from retraining.files import hash_bytes
 from retraining.kept_tables import KeptTables
 from retraining.text import printable
 from retraining.training import ERROR, FILE, TrainedModel, Training, unreadable_file
+from retraining.workers import deaths_told, local_workers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -327,7 +328,7 @@ def train(
     lacking = too_few_recordings(reader, paths, n_folds)
     if lacking:
         raise PipelineError(f"cannot train: there are {lacking}")
-    with _workers(resources):
+    with deaths_told(), _workers(resources):
         recordings = _read(reader, sorted(paths), resources)
         examples = pd.concat([one.examples for one in recordings], ignore_index=True)
         lengths = [len(one.examples) for one in recordings]
@@ -463,8 +464,7 @@ def _workers(resources: Resources) -> Any:
 
     if resources.backend != "loky":
         return joblib.parallel_config(resources.backend)
-    # Processes: boosting holds the interpreter lock, so that threads would only wait for it.
-    return joblib.parallel_config("loky", n_jobs=resources.n_jobs, inner_max_num_threads=1)
+    return local_workers(resources.n_jobs)
 
 
 def _progress(items: Any, total: int, what: str) -> Iterator[Any]:

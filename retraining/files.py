@@ -32,11 +32,15 @@ from retraining.text import now, printable
 LOCK_NAME = ".pipeline.lock"
 TEMPORARY_PREFIX = ".pipeline-"
 TEMPORARY_SUFFIX = ".tmp"
-NO_LINKS = (
-    *(errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK),
-    *(errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS),
+NO_FAULT_OF_LINKS = (
+    *(errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ESTALE),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO),
 )
+"""Every other number is how some filesystem says that it has no hard links."""
 REFUSED = (errno.EACCES, errno.EPERM)
+NO_MODES = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""How filesystems without owners and modes, such as CIFS and FAT, refuse to change them."""
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 LONGEST_NAME_BYTES = 230
 """Filesystems allow 255; the rest is room for a number and for the suffix of the reason."""
 MOST_NUMBERED = 100
@@ -94,7 +98,8 @@ def lock_without_writing(settings: Settings) -> Iterator[None]:
     """
     path = settings.home / LOCK_NAME
     try:
-        descriptor = _open_lock(path, os.O_RDONLY)
+        # For writing if we may: NFS gives no lock on any other descriptor.
+        descriptor = _open_lock(path, os.O_RDWR, or_else=os.O_RDONLY)
     except FileNotFoundError:
         yield
         return
@@ -105,7 +110,7 @@ def lock_without_writing(settings: Settings) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _open_lock(path: Path, flags: int) -> int:
+def _open_lock(path: Path, flags: int, or_else: int | None = None) -> int:
     """Open the lock file, which nobody else may open: whoever can read it can hold it."""
     foreign = PipelineError(
         f"the lock {path} belongs to another user; work as that user, or remove it if no command "
@@ -113,8 +118,12 @@ def _open_lock(path: Path, flags: int) -> int:
     )
     try:
         descriptor = _open_itself(path, flags, 0o600)
-    except PermissionError as error:
-        raise foreign from error
+    except OSError as error:
+        if or_else is not None and error.errno in (*REFUSED, errno.EROFS):
+            return _open_lock(path, or_else)
+        if isinstance(error, PermissionError):
+            raise foreign from error
+        raise
     if os.geteuid() not in (os.fstat(descriptor).st_uid, 0):
         os.close(descriptor)
         raise foreign
@@ -124,15 +133,37 @@ def _open_lock(path: Path, flags: int) -> int:
 def keep_private(descriptor: int, status: os.stat_result) -> None:
     """Let nobody else read a file of ours, which an older edition may have left readable."""
     if status.st_uid == os.geteuid() and status.st_mode & FOR_OTHERS:
-        os.fchmod(descriptor, 0o600)
+        set_mode(descriptor, 0o600)
+
+
+def set_mode(descriptor: int, mode: int) -> None:
+    """Change the mode of a file of ours where the filesystem has modes."""
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as error:
+        if error.errno not in NO_MODES:
+            raise
 
 
 def _take_lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except (BlockingIOError, PermissionError) as error:  # the second one on CIFS
         raise TryLaterError(
             f"{path} is held by {_holder(descriptor)}; wait for it to end"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise PipelineError(
+                f"{path} may only be read here, and NFS locks only what may be written: work as "
+                "the user that owns it"
+            ) from error
+        if error.errno not in NO_LOCKS:
+            raise
+        raise PipelineError(
+            f"the filesystem of {path} gives no lock ({error.strerror}), and two runs at once "
+            "would do harm: move the home to a local disk, or mount it with locks (NFS: start "
+            "rpc.statd on both sides, or mount with local_lock=flock where only this machine works)"
         ) from error
 
 
@@ -178,7 +209,12 @@ def sync_files(paths: Collection[Path]) -> None:
 
 @contextlib.contextmanager
 def written_whole(
-    target: Path, *, mode: int = 0o644, durable: bool = True, overwrite: bool = True
+    target: Path,
+    *,
+    mode: int = 0o644,
+    durable: bool = True,
+    overwrite: bool = True,
+    prefix: str = TEMPORARY_PREFIX,
 ) -> Iterator[Path]:
     """Give the path of a temporary file, which becomes `target` whole when the block ends well.
 
@@ -188,14 +224,14 @@ def written_whole(
         Whether it must outlive a power cut.
     overwrite
         Whether it may take the place of another file; if not, FileExistsError.
+    prefix
+        Of the temporary file's name, by which it is found if this process dies.
     """
-    descriptor, name = tempfile.mkstemp(
-        dir=target.parent, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX
-    )
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=TEMPORARY_SUFFIX)
     temporary = Path(name)
     try:
         try:
-            os.fchmod(descriptor, mode)
+            set_mode(descriptor, mode)
         finally:
             os.close(descriptor)
         yield temporary
@@ -378,7 +414,9 @@ def make_folder(folder: Path, mode: int = 0o755) -> None:
         folder.mkdir(mode=mode)
     except FileExistsError:
         return
-    except PermissionError as error:
+    except OSError as error:
+        if not (isinstance(error, PermissionError) or is_read_only(error)):
+            raise
         what = f"cannot be made: {error.strerror}; let the pipeline's user write to"
         raise NotOurFolder(f"{folder} {what} {folder.parent}") from error
     sync_folder(folder.parent)
@@ -698,12 +736,46 @@ def _refusal_noted(source: Path, left: dict[Path, str]) -> Iterator[None]:
         if os.path.lexists(source):
             raise
     except (OSError, UnusableFile) as error:
-        if isinstance(error, OSError) and error.errno not in (*REFUSED, errno.EXDEV):
+        is_other = isinstance(error, OSError) and error.errno not in (*REFUSED, errno.EXDEV)
+        if is_other and not (is_read_only(error) and _on_read_only_mount(source.parent)):
             raise
+        remedy = "let the pipeline's user own it or its folder"
+        if is_read_only(error):
+            remedy = f"mount {source.parent} for writing"
         left[source] = (
-            f"may not be moved ({getattr(error, 'strerror', error)}): remove it, or let the "
-            f"pipeline's user own it or its folder"
+            f"may not be moved ({getattr(error, 'strerror', error)}): remove it, or {remedy}"
         )
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Say whether a filesystem that is mounted read-only is the reason."""
+    return isinstance(error, OSError) and error.errno == errno.EROFS
+
+
+def _on_read_only_mount(folder: Path) -> bool:
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def are_on_one_mount(*folders: Path) -> bool:
+    """Say whether hard links are possible between folders, as far as one can tell beforehand.
+
+    Notes
+    -----
+    Two mounts of one disk have one device number, and still no links between them.
+    """
+    return len({_mount(folder) for folder in folders}) == 1
+
+
+def _mount(folder: Path) -> tuple[int, str]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        device, number = os.fstat(descriptor).st_dev, ""
+        with contextlib.suppress(OSError):  # Linux tells more
+            lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+            number = next((line for line in lines if line.startswith("mnt_id:")), "")
+    finally:
+        os.close(descriptor)
+    return device, number
 
 
 def _needs_a_copy(source: Path) -> bool:
@@ -746,7 +818,7 @@ def _linked_or_renamed(source: Path, target: Path, status: os.stat_result) -> bo
         try:
             os.link(source, target, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in NO_LINKS:
+            if error.errno in NO_FAULT_OF_LINKS:
                 raise
             other_disk = error.errno == errno.EXDEV
         else:
@@ -779,8 +851,9 @@ def _copied(source: Path, folder: Path) -> Iterator[Path]:
             stream.seek(0)
             if hash_file(copy) != hashlib.file_digest(stream, "sha256").hexdigest():
                 raise PipelineError(f"the copy of {source} in {folder} differs; check the disk")
-            os.fchmod(target.fileno(), stat.S_IMODE(status.st_mode) & 0o755 | stat.S_IRUSR)
-            os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+            set_mode(target.fileno(), stat.S_IMODE(status.st_mode) & 0o755 | stat.S_IRUSR)
+            with contextlib.suppress(PermissionError):  # as for modes
+                os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
         yield copy
     finally:
         copy.unlink(missing_ok=True)

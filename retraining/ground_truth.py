@@ -23,9 +23,11 @@ from retraining.files import (
     Moves,
     NotOurFolder,
     UnusableFile,
+    are_on_one_mount,
     free_name,
     hash_file,
     hash_regular_file,
+    is_read_only,
     link_or_copy,
     listed,
     move_files,
@@ -383,7 +385,7 @@ def archive(settings: Settings, manifest_hashes: Collection[str]) -> list[str]:
                 sizes.add(path.lstat().st_size)
                 learnt[sha256] = path
     used = hashes_in(settings.used_gts, sizes) if learnt else {}
-    if settings.new_gts.stat().st_dev != settings.used_gts.stat().st_dev:
+    if not are_on_one_mount(settings.new_gts, settings.used_gts):
         # A crash came between the copy to the other disk and this.
         _remove(*(path for sha256, path in learnt.items() if sha256 in used))
     paths = [path for sha256, path in learnt.items() if sha256 not in used]
@@ -424,7 +426,9 @@ def _remove(*paths: Path) -> None:
     for path in paths:
         try:
             path.unlink(missing_ok=True)
-        except (PermissionError, IsADirectoryError) as error:
+        except OSError as error:
+            if not (isinstance(error, PermissionError | IsADirectoryError) or is_read_only(error)):
+                raise
             _tell_left(Moves({}, {path: f"may not be removed ({error.strerror}): remove it"}))
     for folder in {path.parent for path in paths}:
         sync_folder(folder)

@@ -34,6 +34,7 @@ from retraining.ground_truth import (
     PARKED,
     GroundTruthFile,
     Refusal,
+    contents_today,
     hashes_in,
     withdrawn_recordings,
 )
@@ -87,6 +88,9 @@ class Intake:
         With these files among them.
     arrivals
         Contents that were never seen before.
+    unlearnt
+        Names of those in used_gts/ that production did not learn: after a rollback, or where an
+        older store was put back. They are known, and the next retraining learns them.
     """
 
     files: tuple[GroundTruthFile, ...]
@@ -95,6 +99,7 @@ class Intake:
     learnt: tuple[str, ...] = ()
     known: KnownRecordings | None = None
     arrivals: tuple[Arrival, ...] = ()
+    unlearnt: tuple[str, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -269,7 +274,16 @@ def take_in(
         learnt=tuple(sorter.learnt),
         known=known,
         arrivals=arrivals,
+        unlearnt=tuple(_unlearnt(house)),
     )
+
+
+def _unlearnt(house: _House) -> list[str]:
+    """Return the names of the used recordings that production learnt in no content."""
+    today = contents_today(house.memory)
+    learnt = {today.get(sha256, sha256) for sha256 in house.learnt.by_production}
+    learnt |= {*house.learnt.by_production}
+    return sorted(name for sha256, name in house.used.items() if sha256 not in learnt)
 
 
 def known_files(settings: Settings, training: Training, paths: Iterable[Path]) -> KnownRecordings:
@@ -670,11 +684,14 @@ class _Sorter:
 
     def park_what_no_one_stands_for(self) -> None:
         """Park corrections that are too many for one night."""
-        since = datetime.datetime.now().astimezone() - datetime.timedelta(hours=NIGHT_HOURS)
+        tonight = datetime.datetime.now().astimezone()
+        night = datetime.timedelta(hours=NIGHT_HOURS)
         recent = [
             one
             for one in self.before.replaced().values()
-            if self._needs_a_person(one) and datetime.datetime.fromisoformat(one.at) > since
+            # To both sides: the clock may have been ahead by years, or go back by a few hours.
+            if self._needs_a_person(one)
+            and abs(tonight - datetime.datetime.fromisoformat(one.at)) < night
         ]
         changing: list[Replaced] = []
         for one in self.replacements:

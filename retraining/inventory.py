@@ -88,7 +88,9 @@ EXPLAINED = {
     "restored": "production learnt {0} in other bytes",
     "withdrawn": "production learnt {0}, withdrawn since",
     "waiting": "production learnt {0}, still in new_gts/: the next cycle archives it",
-    "of another version": "production did not learn {0}, which another version learnt",
+    "of another version": (
+        "production did not learn {0}, which another version learnt: the next retraining does"
+    ),
 }
 UNEXPLAINED = {
     "lacking": (

@@ -296,7 +296,7 @@ class Memory:
 
     @property
     def home_id(self) -> str:
-        """The home's id; empty for a journal that is yet to begin."""
+        """The home's id, the last one it got; empty for a journal that is yet to begin."""
         homes = self.all(Home)
         return homes[-1].id if homes else ""
 

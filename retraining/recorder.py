@@ -18,7 +18,7 @@ from retraining.files import exclusive_lock, lock_without_writing
 from retraining.journal import Journal
 from retraining.kept_tables import KeptTables, tables_of
 from retraining.outcome import Outcome
-from retraining.registry import Registry, open_registry
+from retraining.registry import Registry, open_registry, places
 from retraining.registry.facts import (
     EVENT_PROBATION,
     EVENT_PROMOTION,
@@ -238,8 +238,9 @@ class DryRun(Recorder):
         return lock_without_writing(settings)
 
     @contextlib.contextmanager
-    def failures_told(self, _settings: Settings) -> Iterator[None]:
+    def failures_told(self, settings: Settings) -> Iterator[None]:
         """Tell nobody."""
+        places.check(settings)
         yield
 
     def end(self, settings: Settings, result: CycleResult) -> None:

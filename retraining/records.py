@@ -15,6 +15,7 @@ from retraining.cycle import (
     RecordingResult,
     out_of_fold_by_hash,
 )
+from retraining.files import listed
 from retraining.ground_truth import PARKED
 from retraining.journal import COPY, WHOLE, Replaced
 from retraining.looks import Judged, Look, Past
@@ -188,6 +189,11 @@ def intake_notes(found: Intake) -> tuple[str, ...]:
         for one in found.refusals
         if one.kind == PARKED
     ]
+    if found.unlearnt:
+        notes.append(
+            f"used_gts/ holds {len(found.unlearnt)} recordings that production did not learn "
+            f"({listed(found.unlearnt)}): the next retraining learns them"
+        )
     return tuple(notes)
 
 

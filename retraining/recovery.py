@@ -18,7 +18,7 @@ from retraining.errors import PipelineError, TryLaterError
 from retraining.files import read_regular_file, remove_left_overs, sync_folder, write_durably
 from retraining.journal import Journal
 from retraining.looks import Judged, Look
-from retraining.registry import Registry, open_registry
+from retraining.registry import Registry, open_registry, places
 from retraining.settings import Settings
 from retraining.text import now
 
@@ -66,7 +66,13 @@ def tidy(settings: Settings) -> None:
     -----
     The registry is the truth: what production was trained on goes to used_gts/, what a dead
     cycle registered without a verdict is deleted, its open runs are closed.
+
+    Raises
+    ------
+    PipelineError
+        If the home was moved or copied: nothing is touched then.
     """
+    places.check(settings)
     ground_truth.remove_training_folders(settings)
     # One may be of the note that never came to be, or of the page of a night that left no note.
     for folder in (settings.home, settings.reports):

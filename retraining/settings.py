@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ JSON_SCHEMA_VERSION = 2
 """Of every JSON document that goes to another program; grows when a field changes its meaning."""
 SCRIPTS = Path(__file__).resolve().parents[1]
 """The folder of the three scripts: the default home, and where training modules are looked for."""
-SQLITE = "sqlite:///"
+SQLITE = ("sqlite:///", "sqlite+pysqlite:///")
 SCHEDULER_SCHEMES = ("tcp://", "tls://")
-STORE_SCHEMES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql")
+RESTORING, RESTORING_NOTE = ".pipeline-restoring", ".pipeline_restoring.json"
+"""In a home that is being restored: what is yet to be put in place, and that it was verified."""
+STORE_SCHEMES = (*SQLITE, "http://", "https://", "postgresql", "mysql", "mssql")
 BOOLEAN_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -272,6 +275,12 @@ class Settings:
             raise UsageError(
                 f"--tracking-uri {scheme!r}: must begin with {', '.join(STORE_SCHEMES)}"
             )
+        name = _after_scheme(self.tracking_uri)
+        if name is not None and (name.startswith(("file:", ":memory:")) or not name):
+            raise UsageError(
+                f"--tracking-uri {self.tracking_uri!r}: must name a file, as "
+                "sqlite:////srv/mlflow.db"
+            )
         if self.backend == "dask" and not self.scheduler.startswith(SCHEDULER_SCHEMES):
             raise UsageError(
                 f"--scheduler {self.scheduler!r}: --backend dask needs the address of a scheduler, "
@@ -350,9 +359,8 @@ class Settings:
         """The store's SQLite file: the embedded one by default; None for any other store."""
         if not self.tracking_uri:
             return self.home / "mlflow_server" / "backend_db" / "mlflow.db"
-        if self.tracking_uri.startswith(SQLITE):
-            return Path(self.tracking_uri.removeprefix(SQLITE)).absolute()
-        return None
+        name = _after_scheme(self.tracking_uri)
+        return None if name is None else Path(urllib.parse.unquote(name)).absolute()
 
     @property
     def has_own_store(self) -> bool:
@@ -369,7 +377,10 @@ class Settings:
     @property
     def store_uri(self) -> str:
         """What MLflow is told to use."""
-        return self.tracking_uri or f"{SQLITE}{self.database}"
+        if self.database is None:
+            return self.tracking_uri
+        _, mark, query = self.tracking_uri.partition("?")
+        return f"{sqlite_uri(self.database)}{mark}{query}"
 
     @property
     def is_on_server(self) -> bool:
@@ -398,6 +409,31 @@ class Settings:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def sqlite_uri(database: Path) -> str:
+    """Return the address of a SQLite file, whatever its name.
+
+    Examples
+    --------
+    >>> sqlite_uri(Path("/srv/mlflow.db"))
+    'sqlite:////srv/mlflow.db'
+
+    Notes
+    -----
+    SQLAlchemy decodes the path, and ends it at a question mark. MLflow makes the folder above it
+    before that is decoded, unless the driver is named.
+    """
+    plain, named = SQLITE
+    path = str(database)
+    quoted = path.replace("%", "%25").replace("?", "%3F")
+    return f"{plain if quoted == path else named}{quoted}"
+
+
+def _after_scheme(uri: str) -> str | None:
+    """Return the path of a SQLite address as it is written there; None for any other store."""
+    scheme = next((one for one in SQLITE if uri.startswith(one)), None)
+    return None if scheme is None else uri.removeprefix(scheme).partition("?")[0]
+
+
 def flag(field: dataclasses.Field[Any]) -> str:
     """Return the command-line flag of a setting."""
     return "--" + field.name.replace("_", "-")
@@ -414,7 +450,8 @@ def check_home(settings: Settings) -> None:
     Raises
     ------
     PipelineError
-        If new_gts/ or used_gts/ is not there: none is created somewhere wrong. If a folder is a
+        If new_gts/ or used_gts/ is not there: none is created somewhere wrong. If a restore was cut
+        off: half a home is none. If a folder is a
         link of another user; one of ours may lead to a larger disk.
     UsageError
         If the training module's file is not there.
@@ -424,6 +461,12 @@ def check_home(settings: Settings) -> None:
             f"--training-module {settings.training_module}: there is no file "
             f"{settings.training_file}"
         )
+    for name in (RESTORING, RESTORING_NOTE):
+        if os.path.lexists(settings.home / name):
+            raise PipelineError(
+                f"restoring {settings.home} was cut off, or is at work; run again: python "
+                "pipeline_orchestrator.py restore FILE"
+            )
     for folder in (settings.new_gts, settings.used_gts):
         if not folder.is_dir():
             raise PipelineError(

@@ -44,7 +44,7 @@ SESSION = "session"
 SEE = "see docs/own_model.md"
 NO_MISTAKES = (OSError, MemoryError, PipelineError)
 CLUSTER_PACKAGES = ("distributed", "concurrent")
-"""A full disk, a signal or a lost cluster raise these, or something of these packages."""
+"""A full disk, a signal, a lost cluster or process raise these, or what these packages derive."""
 
 
 # --- The contract ---
@@ -356,8 +356,8 @@ class Training:
         try:
             yield
         except Exception as error:
-            package = type(error).__module__.partition(".")[0]
-            if isinstance(error, (*but, *NO_MISTAKES)) or package in CLUSTER_PACKAGES:
+            packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+            if isinstance(error, (*but, *NO_MISTAKES)) or packages & {*CLUSTER_PACKAGES}:
                 raise
             frames = traceback.extract_tb(error.__traceback__)
             lines = [frame.lineno for frame in frames if frame.filename == str(self.path)]

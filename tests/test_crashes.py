@@ -34,6 +34,7 @@ SAMPLES = (
         ("a correction", "correct", "withdraw", "withdraw --delete", "withdraw --undo"),
         *("3", "1"),
     ),
+    (("relocate", "backup", "restore"), *("6", "2")),
     (("prune", "import"), *("2", "1")),
 )
 """Scenarios, points and instants of each."""
@@ -41,7 +42,7 @@ SAMPLES = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("names", "sample", "instants"), SAMPLES, ids=["versions", "recordings", "stores"]
+    ("names", "sample", "instants"), SAMPLES, ids=["versions", "recordings", "homes", "stores"]
 )
 def test_no_command_leaves_a_trace_of_its_death(
     figure: Callable[[str, Any], None], names: tuple[str, ...], sample: str, instants: str

@@ -71,6 +71,7 @@ RUN_ELSEWHERE = {
     ".venv/bin/mlflow server": "tests/test_postgresql.py",
     ".venv/bin/mlflow db upgrade": "tests/test_postgresql.py",
     "pg_dump": "needs a database",
+    "aws": "needs a bucket",
 }
 OTHER_PROGRAMS = {
     "apprise": {"--title", "--config"},

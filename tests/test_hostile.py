@@ -249,7 +249,8 @@ class TestRegistryEditors:
         done = script("pipeline_orchestrator.py", *words, *FAST_WORDS, "--allow-pickle", home=home)
         assert done.returncode == 1, done.stderr
         assert f"version {number} is not one that this home registered" in done.stderr
-        assert f"python pipeline_orchestrator.py trust {number} --reason" in done.stderr
+        assert f"python pipeline_orchestrator.py trust --home {home} " in done.stderr
+        assert f" {number} --reason " in done.stderr
         assert "Traceback" not in done.stderr
         assert not target.exists()
 

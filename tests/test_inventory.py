@@ -116,7 +116,10 @@ class TestExplained:
     def test_what_another_version_learnt(self, settings: Settings, entries: list[Any]) -> None:
         """It arrived through new_gts/, or before anybody noted arrivals."""
         found = take(settings, {"8.csv": b"a", "9.csv": b"b"}, {A: "8.csv"}, *entries)
-        assert found.explained == ("production did not learn 9.csv, which another version learnt",)
+        assert found.explained == (
+            "production did not learn 9.csv, which another version learnt: the next retraining "
+            "does",
+        )
         assert found.unexplained == ()
 
 

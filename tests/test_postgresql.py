@@ -221,3 +221,34 @@ def test_a_query_that_never_ends_is_left(database: str, season: Path) -> None:
     assert done.stderr.count("error: ") == 1
     assert PASSWORD not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_refusal_is_told_from_an_outage_and_a_repeated_request(
+    database: str, season: Path
+) -> None:
+    """A wrong password, a database that is not there: 1; a row that is there already: 75."""
+    from mlflow.exceptions import MlflowException
+
+    from retraining.errors import PipelineError
+    from retraining.registry import open_registry
+    from retraining.registry.store import as_pipeline_error
+    from retraining.settings import Settings
+
+    uri = with_driver(database)
+    settings = Settings(home=season, tracking_uri=uri)
+    for wrong in (uri.replace(PASSWORD, "guessed"), uri.replace("/mlflow", "/other")):
+        with pytest.raises(PipelineError, match=r" refused: .*; mend --tracking-uri") as refused:
+            open_registry(Settings(home=season, tracking_uri=wrong))
+        assert refused.value.exit_status == 1
+    client = open_registry(settings, create=True).runs.connection.client
+    client.create_experiment("twice")
+    with pytest.raises(MlflowException, match="UniqueViolation") as caught:
+        client.create_experiment("twice")
+    known = as_pipeline_error(caught.value, settings)
+    assert known is not None
+    assert known.exit_status == 75
+    with pytest.raises(MlflowException) as failed:
+        client.log_param("0" * 32, "name", "value")
+    known = as_pipeline_error(failed.value, settings)
+    assert known is not None
+    assert known.exit_status == 1

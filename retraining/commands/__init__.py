@@ -6,6 +6,7 @@ A night without news imports every file here, so none of them imports anything h
 from __future__ import annotations
 
 from retraining.commands import (
+    backup,
     check,
     correct,
     export_model,
@@ -14,8 +15,10 @@ from retraining.commands import (
     lineage,
     predict,
     prune,
+    relocate,
     reproduce,
     requeue,
+    restore,
     rollback,
     status,
     trust,
@@ -35,6 +38,9 @@ COMMANDS = (
     withdraw.COMMAND,
     reproduce.COMMAND,
     lineage.COMMAND,
+    relocate.COMMAND,
+    backup.COMMAND,
+    restore.COMMAND,
     prune.COMMAND,
     export_model.COMMAND,
     import_model.COMMAND,

@@ -12,6 +12,7 @@ from retraining.errors import EXIT_DONE, UsageError
 from retraining.journal import Journal, Vouch
 from retraining.registry import open_registry
 from retraining.registry.facts import Change
+from retraining.registry.relocation import relocation_lines
 from retraining.settings import Settings, check_home
 from retraining.text import as_local_time, error_text
 
@@ -30,6 +31,7 @@ def _work(settings: Settings, options: argparse.Namespace) -> int:
     if options.at is None:
         trusted = trusted_versions(settings)
         lines = [change_line(one) for one in changes] + [trust_line(one) for one in trusted]
+        lines += relocation_lines(settings)
         facts: dict[str, Any] = {"changes": changes, "trusted": trusted}
     else:
         lines, facts = _answer(changes, options.at)

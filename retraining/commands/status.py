@@ -26,6 +26,8 @@ from retraining.training import load_training_module
 from retraining.windows import newest_in_words
 
 SHOWN_CYCLES = 10
+CLOCK_HOURS = 0.25
+"""By so much a clock may be put right between two commands."""
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -185,6 +187,12 @@ def _overdue(last_run: Mapping[str, Any], max_age_hours: float | None) -> str:
         return f"overdue: no run ever came to its end, {max_age_hours:g} hours are allowed"
     then = datetime.datetime.fromisoformat(completed_at)
     hours = (datetime.datetime.now().astimezone() - then).total_seconds() / 3600
+    if -hours > CLOCK_HOURS:
+        return (
+            f"overdue: the last run ended at {completed_at}, {-hours:.1f} hours from now: the "
+            "clock was wrong then or is wrong now, and what runs meanwhile is not known; set it "
+            "right, then run: python pipeline_orchestrator.py"
+        )
     if hours <= max_age_hours:
         return ""
     return f"overdue: the last run ended {hours:.1f} hours ago, {max_age_hours:g} are allowed"

@@ -195,6 +195,7 @@ def _bounded(send: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _of_thread.exchange = None
             _limits.waited += max(time.monotonic() - exchange.begun - for_upload, 0.0)
+        _of_thread.status = response.status_code
         response.raw.stream = _bounded_stream(response.raw, exchange, is_download=stream)
         return response
 
@@ -240,6 +241,11 @@ def _length(body: Any) -> int:
     from requests.utils import super_len
 
     return int(super_len(body)) if body is not None else 0
+
+
+def last_status() -> int | None:
+    """Return the HTTP status of the last answer that this thread got."""
+    return getattr(_of_thread, "status", None)
 
 
 def begin_download() -> None:

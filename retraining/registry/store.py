@@ -6,12 +6,15 @@ MLflow is imported when a store is opened, not before, after its time limits are
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
+import shutil
 import socket
 import sqlite3
 import sys
+import tempfile
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +30,12 @@ from retraining.files import (
     written_whole,
 )
 from retraining.journal import Journal
-from retraining.registry import exchanges
+from retraining.registry import exchanges, places, refusals
 from retraining.registry.facts import NotInRegistry
-from retraining.settings import Settings
+from retraining.registry.places import copy_database
+from retraining.settings import Settings, sqlite_uri
 from retraining.text import printable
+from retraining.workers import death_in_words
 
 HEALTH_SECONDS = 2.0
 DATABASE_SECONDS = 6
@@ -43,8 +48,19 @@ OF_OTHER_JOBS = (
     *("MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_ENABLE_ASYNC_LOGGING"),
 )
 """Variables of MLflow that say what another program is at work on."""
-DATABASE_ERROR = re.compile(r"\(\w+\.\w*Error\)")
+DATABASE_ERROR = re.compile(r"\([\w.]+\.\w*(?:Error|Violation)\)")
 """SQLAlchemy puts the driver's error in brackets, not always into the first line."""
+REPEATED = re.compile(r"IntegrityError|UniqueViolation|\(UNIQUE constraint failed")
+"""The client repeats a POST whose reply was lost, and the store has its row already."""
+ALREADY_THERE, DELETED = "RESOURCE_ALREADY_EXISTS", "deleted"
+"""What MLflow makes of such a row; what a person deleted is another case."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+DISK_TOLD = re.compile(rf"\[Errno (?:{'|'.join(map(str, DISK_ERRORS))})\] ([\w ]+)")
+"""In a text of MLflow's that quotes several errors."""
+NO_TEMPORARY = "No usable temporary directory"
+SET_TMPDIR = "set TMPDIR to a folder with room that the pipeline's user may write to"
+NO_HOME = "/nonexistent"
+"""What Debian gives users that have no home; nothing is kept there."""
 OLDER_TEMPORARY_PREFIX = ".new-"
 """Of a store that an older pipeline did not complete."""
 NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
@@ -85,6 +101,17 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
     for name in OF_OTHER_JOBS:
         os.environ.pop(name, None)
+    _have_a_home()
+
+
+def _have_a_home() -> None:
+    """Name a home folder where there is none, as in a container: MLflow asks on its import."""
+    if not os.environ.get("HOME"):
+        os.environ.pop("HOME", None)
+        try:
+            os.environ["HOME"] = str(Path.home())
+        except RuntimeError:  # a number without a name
+            os.environ["HOME"] = NO_HOME
 
 
 @dataclass(frozen=True)
@@ -131,7 +158,7 @@ def connect(settings: Settings, *, create: bool = False) -> Connection:
     Raises
     ------
     PipelineError
-        If there is no store, or an older one.
+        If there is no store, or an older one; if the home was moved or copied.
     TryLaterError
         If a server does not answer.
     """
@@ -140,6 +167,7 @@ def connect(settings: Settings, *, create: bool = False) -> Connection:
     if settings.database is not None:
         if not settings.database.is_file():
             raise NotInRegistry(f"there is no store at {settings.database}; {NO_STORE_REMEDY}")
+        places.check(settings)
         _check_schema(settings.database)
     elif settings.is_on_server:
         _check_health(settings.store_uri)
@@ -176,7 +204,7 @@ def create_store(settings: Settings) -> None:
     with written_whole(database, mode=0o600) as temporary:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        store = SqlAlchemyStore(f"sqlite:///{temporary}", settings.artifacts.as_uri())
+        store = SqlAlchemyStore(sqlite_uri(temporary), settings.artifacts.as_uri())
         store.engine.dispose()
 
 
@@ -201,18 +229,20 @@ def upgrade_store(settings: Settings) -> str:
         )
     if not database.is_file():
         raise NotInRegistry(f"there is no store at {database}; {NO_STORE_REMEDY}")
-    before, needed = _schema_of(database), _schema_needed()
+    places.check(settings)
+    before, needed = _readable_schema(database), _schema_needed()
     if before == needed:
         return f"{database} has schema {before} already; nothing to do"
+    _refuse_newer(str(database), before)
     backup = database.with_name(f"{database.name}.{before or 'none'}.backup")
     copy = database.with_name(".upgrading.db")
-    _copy_database(database, copy)
+    copy_database(database, copy)
     if not backup.exists():
-        _copy_database(database, copy.with_suffix(".backup"))
+        copy_database(database, copy.with_suffix(".backup"))
         copy.with_suffix(".backup").rename(backup)
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    SqlAlchemyStore(f"sqlite:///{copy}", settings.artifacts.as_uri()).engine.dispose()
+    SqlAlchemyStore(sqlite_uri(copy), settings.artifacts.as_uri()).engine.dispose()
     with contextlib.closing(sqlite3.connect(copy)) as connection:
         state = connection.execute("PRAGMA integrity_check").fetchone()[0]
     if state != "ok" or _schema_of(copy) != needed:
@@ -225,22 +255,15 @@ def upgrade_store(settings: Settings) -> str:
     return f"{database}: schema {before or 'none'} -> {needed}; the old store is {backup.name}"
 
 
-def _copy_database(source: Path, target: Path) -> None:
-    for left_over in target.parent.glob(f"{target.name}*"):  # a stale journal would be replayed
-        left_over.unlink()
-    with (
-        contextlib.closing(sqlite3.connect(f"{source.as_uri()}?mode=rw", uri=True)) as original,
-        contextlib.closing(sqlite3.connect(target)) as copy,
-    ):
-        original.backup(copy)
-
-
-def _schema_needed() -> str:
+def _migrations() -> Any:
     import mlflow
     from alembic.script import ScriptDirectory
 
-    migrations = Path(mlflow.__file__).parent / "store" / "db_migrations"
-    return str(ScriptDirectory(str(migrations)).get_current_head())
+    return ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+
+
+def _schema_needed() -> str:
+    return str(_migrations().get_current_head())
 
 
 def _schema_of(database: Path) -> str:
@@ -257,19 +280,35 @@ def _schema_of(database: Path) -> str:
 
 def _check_schema(database: Path) -> None:
     """Refuse a store of another MLflow: opening it would migrate it, without a backup."""
+    found, needed = _readable_schema(database), _schema_needed()
+    if found != needed:
+        _refuse_newer(str(database), found)
+        raise PipelineError(
+            f"{database} has schema {found or 'none'}, the installed MLflow needs {needed}; "
+            "run: python pipeline_orchestrator.py upgrade-store"
+        )
+
+
+def _readable_schema(database: Path) -> str:
     try:
-        found = _schema_of(database)
+        return _schema_of(database)
     except sqlite3.Error as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
             raise TryLaterError(f"{database} is locked by another process") from error
         raise PipelineError(
             f"{database} is not a readable MLflow store ({error}); restore it from a backup"
         ) from error
-    needed = _schema_needed()
-    if found != needed:
+
+
+def _refuse_newer(store: str, found: str) -> None:
+    """Refuse a store whose schema no migration of the installed MLflow knows."""
+    import mlflow
+
+    if found and found not in {one.revision for one in _migrations().walk_revisions()}:
         raise PipelineError(
-            f"{database} has schema {found or 'none'}, the installed MLflow needs {needed}; "
-            "run: python pipeline_orchestrator.py upgrade-store"
+            f"{store} is of a newer MLflow than the installed {mlflow.__version__} (schema "
+            f"{printable(found, 40)}); nothing was written; upgrade it: python -m pip install "
+            '--upgrade "mlflow<4"'
         )
 
 
@@ -280,19 +319,35 @@ def _check_health(uri: str) -> None:
     parts = urllib.parse.urlsplit(uri)
     host = parts.netloc.rpartition("@")[2]
     address = f"{parts.scheme}://{host}{parts.path.rstrip('/')}/health"
+    options = {"timeout": HEALTH_SECONDS, "verify": _trusted_certificates(), "stream": True}
+    if certificate := os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
+        options["cert"] = certificate
     try:
         with (
             exchanges.within(2 * HEALTH_SECONDS),
-            requests.get(address, timeout=HEALTH_SECONDS, stream=True) as answer,
+            requests.get(address, **options) as answer,
         ):
             if answer.status_code < 500:
                 return
         reason: object = f"HTTP Error {answer.status_code}: {answer.reason}"
     except requests.RequestException as error:
         reason = error
+        if refused := refusals.in_words(error):
+            raise PipelineError(f"the MLflow server {printable(uri)} {refused}") from error
+    except OSError as error:  # requests looks for the files of certificates first
+        raise PipelineError(
+            f"{printable(error)}: mend MLFLOW_TRACKING_SERVER_CERT_PATH, "
+            "MLFLOW_TRACKING_CLIENT_CERT_PATH or REQUESTS_CA_BUNDLE"
+        ) from error
     raise TryLaterError(
         f"the MLflow server {printable(uri)} does not answer: {printable(reason, 300)}"
     )
+
+
+def _trusted_certificates() -> bool | str:
+    """Return what MLflow will hold a server's certificate against."""
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure
 
 
 def _check_database(uri: str, *, create: bool) -> None:
@@ -311,12 +366,18 @@ def _check_database(uri: str, *, create: bool) -> None:
             f"{printable(uri)} needs the package {error.name}; install it with pip"
         ) from error
     except sqlalchemy.exc.OperationalError as error:
+        if refused := refusals.database_in_words(error):
+            raise PipelineError(
+                f"the database {printable(uri)} refused: {refused}; mend --tracking-uri, or the "
+                "rights in the database"
+            ) from error
         reason = printable(str(error.orig).splitlines()[0])
         raise TryLaterError(f"the database {printable(uri)} does not answer: {reason}") from error
     if not has_store and not create:
         raise NotInRegistry(f"the database {printable(uri)} is empty; {REGISTER_FIRST}")
     needed = _schema_needed()
     if has_store and found != needed:
+        _refuse_newer(printable(uri), str(found or ""))
         raise PipelineError(
             f"{printable(uri)} has schema {found or 'none'}, the installed MLflow needs "
             f"{needed}; make a backup, then run: mlflow db upgrade URI"
@@ -328,11 +389,17 @@ def _check_database(uri: str, *, create: bool) -> None:
 
 def as_pipeline_error(error: Exception, settings: Settings) -> PipelineError | None:
     """Return what an operator should read for a failure outside our code; None for a bug."""
+    disk = disk_in_words(error, settings)
+    known = PipelineError(disk) if disk else death_in_words(error)
+    if known is not None:
+        return known
     lines = str(error).splitlines() or [type(error).__name__]
     cause = next((line for line in lines if DATABASE_ERROR.search(line)), lines[0])
     text = printable(cause, 300)
     store = printable(settings.store_uri)
     if "mlflow" in sys.modules and _comes_from_store(error):
+        if refused := refusals.in_words(error):
+            return PipelineError(f"the MLflow store {store} {refused}")
         if is_outage(error):
             return TryLaterError(f"the MLflow store {store} failed: {text}")
         return PipelineError(f"the MLflow store {store} refused: {text}")
@@ -346,7 +413,41 @@ def as_pipeline_error(error: Exception, settings: Settings) -> PipelineError | N
     return None
 
 
-def _comes_from_store(error: Exception) -> bool:
+def disk_in_words(error: BaseException, settings: Settings) -> str:
+    """Say which disk of this machine takes nothing more; empty where none is to blame.
+
+    Notes
+    -----
+    MLflow writes a model to the temporary folder first, and its own error does not say why that
+    failed. A message of a server tells of the server's disk.
+    """
+    found = [one for one in refusals.chain(error) if isinstance(one, OSError)]
+    reason = next((one.strerror for one in found if one.errno in DISK_ERRORS), None)
+    if reason is None and "mlflow" in sys.modules and not hasattr(error, "json"):
+        told = DISK_TOLD.search(str(error)) if _comes_from_store(error) else None
+        reason = told[1] if told else None
+    if reason is None:
+        missing = next((str(one) for one in found if NO_TEMPORARY in str(one)), "")
+        return f"{printable(missing, 300)}; {SET_TMPDIR}" if missing else ""
+    named = next((str(one.filename) for one in found if one.filename), "")
+    if named and Path(named).is_relative_to(settings.home):
+        return f"{reason}: {printable(named)}; check the disk and the rights of {settings.home}"
+    folder = printable(settings.home)
+    try:
+        temporary = tempfile.gettempdir()
+        free = shutil.disk_usage(temporary).free / 1e6
+    except OSError:
+        return f"{reason}; check the disk and the rights of {folder}; {SET_TMPDIR}"
+    of_temporary = f"temporary files, {printable(temporary)}, which has {free:.1f} MB free"
+    if named.startswith(f"{temporary}{os.sep}"):
+        return f"{reason}; check the disk of {of_temporary}: make room, or {SET_TMPDIR}"
+    return (
+        f"{reason}; check the disk and the rights of {folder}, and the disk of {of_temporary}: "
+        f"make room, or {SET_TMPDIR}"
+    )
+
+
+def _comes_from_store(error: BaseException) -> bool:
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -360,10 +461,13 @@ def is_outage(error: Exception) -> bool:
     from requests.exceptions import RequestException
     from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError
 
+    if refusals.in_words(error) or refusals.is_refusal(refusals.status_of(error)):
+        return False
     if isinstance(error, MlflowException):
-        # The client repeats a POST whose reply was lost, and the store has its row already.
-        return error.error_code in OUTAGE_CODES or "IntegrityError" in str(error)
+        text = str(error)
+        is_there = error.error_code == ALREADY_THERE and DELETED not in text
+        return error.error_code in OUTAGE_CODES or is_there or bool(REPEATED.search(text))
     if isinstance(error, RequestException):
-        return error.response is None or error.response.status_code >= 500
+        return True
     # What MLflow did not catch: a connection that was lost, or shut down when its time was over.
     return isinstance(error, OperationalError | InterfaceError | PendingRollbackError)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from retraining.errors import PipelineError
 from retraining.files import hash_bytes, hash_file, sync_file, sync_folder
 from retraining.journal import Journal
-from retraining.registry import exchanges
+from retraining.registry import exchanges, refusals
 from retraining.registry.facts import (
     OTHER_VERSION,
     TAG_ARTIFACT_HASH,
@@ -32,7 +32,7 @@ from retraining.registry.packaged import (
     needs_other_code,
 )
 from retraining.registry.pruned import pruning_of
-from retraining.registry.store import Connection, is_outage
+from retraining.registry.store import Connection, disk_in_words, is_outage
 from retraining.registry.vouches import Vouches
 from retraining.text import moment, printable
 from retraining.training import Training
@@ -45,6 +45,7 @@ MODEL_FILE = "model.skops"
 EXAMPLE_FILE = "input_example.json"
 LEFT_OUT_OF_DIGEST = "registered_model_meta"
 """MLflow writes it beside a model when somebody loads it."""
+BYTECODE = "__pycache__"
 MOST_FILES = 1000
 """Of a version; a model has about ten."""
 
@@ -169,7 +170,8 @@ class StoredModels:
                 exchanges.begin_download()
                 path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
             except (OSError, mlflow.MlflowException) as error:
-                if is_outage(error):
+                disk = disk_in_words(error, self.connection.settings)
+                if disk or is_outage(error) or refusals.in_words(error):
                     raise
                 self._refuse_pruned(version)
                 raise PipelineError(
@@ -380,7 +382,7 @@ def remove_bytecode(folder: Path) -> None:
 
     It was not registered, so it may neither look like tampering nor ever be run.
     """
-    for left_over in [*folder.rglob("__pycache__")]:
+    for left_over in [*folder.rglob(BYTECODE)]:
         if left_over.is_dir() and not left_over.is_symlink():
             shutil.rmtree(left_over)
 
@@ -402,7 +404,9 @@ def _hashes(folder: Path) -> list[tuple[str, str]]:
     return [
         (path.relative_to(folder).as_posix(), hash_file(path))
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / LEFT_OUT_OF_DIGEST
+        if path.is_file()
+        and path != folder / LEFT_OUT_OF_DIGEST
+        and BYTECODE not in path.relative_to(folder).parts
     ]
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from retraining.cycle import Cycle, CycleResult
@@ -26,6 +27,8 @@ from retraining.text import moment
 from retraining.training import load_training_module
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from retraining.report.page import Page
 
 LONGEST_HISTORY = 500
@@ -145,11 +148,23 @@ def _kept(told: PageFacts) -> Page:
         name = f"{told.at[:19].replace(':', '-')}_{told.outcome.value}.html"
         path = folder / free_name(name, folder)
         write_durably(path, page.content.encode())
-        kept = sorted(folder.glob("????-??-??T*.html"), key=lambda page: page.stem)
+        kept = oldest_first(folder.glob("????-??-??T*.html"), told.at)
         for old in kept[:-KEPT_REPORTS]:
             old.unlink()
         logger.info("report: %s", path)
     return page
+
+
+def oldest_first(pages: Iterable[Path], at: str) -> list[Path]:
+    """Return pages by their names; first those of days to come, of a clock that was ahead.
+
+    Parameters
+    ----------
+    at
+        The moment that it is, as `text.now` tells it.
+    """
+    tomorrow = datetime.date.fromisoformat(at[:10]) + datetime.timedelta(days=1)
+    return sorted(pages, key=lambda page: (page.stem[:10] <= f"{tomorrow}", page.stem))
 
 
 def _give_to_mlflow(cycle: Cycle, page: Page) -> None:

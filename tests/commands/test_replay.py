@@ -506,7 +506,7 @@ class TestTheFirstVersion:
         with pytest.raises(
             PipelineError,
             match=r"(?s)begin with version 1, which cannot be used: .* holds types that .*; begin "
-            r"with another one: python pipeline_orchestrator.py replay --champion VERSION",
+            r"with another one, named by --champion",
         ):
             take()
 

@@ -63,6 +63,8 @@ from sample_gts import write_recordings
 
 import pipeline_orchestrator
 import register_first_model
+from retraining import backups, notices
+from retraining.commands import backup as backup_command
 from retraining.errors import PipelineError
 from retraining.files import read_sealed
 from retraining.journal import (
@@ -81,7 +83,7 @@ from retraining.registry import open_registry, store
 from retraining.registry.pruned import Pruned
 from retraining.registry.stored_models import MODEL_FILE, folder_digest
 from retraining.report import drift
-from retraining.settings import Settings
+from retraining.settings import RESTORING_NOTE, Settings
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 COUNTED = {
@@ -92,7 +94,7 @@ KEPT_HIDDEN = (
     *(".pipeline.lock", ".pipeline_last_run.json", ".cache"),
     *(JOURNAL_NAME, RECORDINGS_NAME),
 )
-ARCHIVE = "exported.tar"
+EXPORTED = "exported.tar"
 OTHER = flags_of(DOMAINS["grain"].settings)
 
 
@@ -113,6 +115,12 @@ class Scenario:
     name: str
     template: Path
     commands: tuple[Callable[[list[str]], int], ...]
+
+    def copied(self, home: Path) -> Path:
+        """Return a copy of the template; where moving is what is tried, its store stays behind."""
+        if relocate in self.commands:
+            return Path(shutil.copytree(self.template, home, symlinks=True))
+        return copy_home(self.template, home)
 
 
 def cycle(home: list[str]) -> int:
@@ -182,6 +190,29 @@ def correct(home: list[str]) -> int:
     return pipeline_orchestrator.main(["correct", "mended.csv", "waiting.csv", *home])
 
 
+def relocate(home: list[str]) -> int:
+    """Let the store of a copied home point to it; one that does already stays as it is."""
+    return pipeline_orchestrator.main(["relocate", "--copy", *home])
+
+
+ARCHIVE = "stems.tar"
+
+
+def backup(home: list[str]) -> int:
+    """Write an archive beside the home; one that is there is whole, and is not overwritten."""
+    path = Path(home[1]).with_name(ARCHIVE)
+    status = pipeline_orchestrator.main(["backup", str(path), *home])
+    return 0 if path.exists() else status
+
+
+def restore(home: list[str]) -> int:
+    """Make a home of the archive that lies in its folder; one that is made is left."""
+    folder = Path(home[1])
+    if (folder / JOURNAL_NAME).exists() and not (folder / RESTORING_NOTE).exists():
+        return idle(home)
+    return pipeline_orchestrator.main(["restore", str(folder / ARCHIVE), *home])
+
+
 def prune(home: list[str]) -> int:
     """Prune all that lost."""
     return pipeline_orchestrator.main(["prune", "--keep", "0", *home])
@@ -189,7 +220,7 @@ def prune(home: list[str]) -> int:
 
 def bring(home: list[str]) -> int:
     """Import what another home exported."""
-    archive = str(Path(home[1], ARCHIVE))
+    archive = str(Path(home[1], EXPORTED))
     return pipeline_orchestrator.main(["import", archive, "--reason", "moved", *home])
 
 
@@ -205,7 +236,7 @@ def lose(home: list[str]) -> int:
 
 def take_along(home: list[str]) -> int:
     """Export, and leave nothing but the archive and the recordings."""
-    status = pipeline_orchestrator.main(["export", str(Path(home[1], ARCHIVE)), *home])
+    status = pipeline_orchestrator.main(["export", str(Path(home[1], EXPORTED)), *home])
     shutil.rmtree(Path(home[1], "mlflow_server"))
     Path(home[1], "mlflow_server").mkdir()
     Path(home[1], JOURNAL_NAME).unlink()
@@ -347,7 +378,21 @@ def describe(home: Path) -> dict[str, Any]:
         "known": _known(home),
         "read of deleted ones": _read_of_deleted_ones(home),
         "change told": (home.parent / "told.json").exists(),
+        "archive": _archived(home.with_name(ARCHIVE)),
+        "left beside": sorted(path.name for path in home.parent.glob(".*")),
     }
+
+
+def _archived(path: Path) -> list[tuple[str, str]]:
+    """Return what a backup holds, read as restoring does, but for what has times in it."""
+    if not path.exists():
+        return []
+    with backups.opened(path) as (_, description):
+        return sorted(
+            (name, one.sha256)
+            for name, one in description.members.items()
+            if name not in (JOURNAL_NAME, backup_command.STORE, notices.HEARTBEAT_NAME)
+        )
 
 
 def _contents(folder: Path) -> list[str]:
@@ -464,7 +509,7 @@ def differences(scenario: Scenario, twin: dict[str, Any], home: Path) -> list[st
 
 def sweep(scenario: Scenario, folder: Path, sample: int, n_random: int) -> tuple[int, int]:
     """Kill the scenario at its points; return how many were tried and how many differed."""
-    twin_home = copy_home(scenario.template, folder / "twin" / "home")
+    twin_home = scenario.copied(folder / "twin" / "home")
     began = time.monotonic()
     status, n_points = run_forked(scenario.commands[0], twin_home)
     seconds = time.monotonic() - began
@@ -482,7 +527,7 @@ def sweep(scenario: Scenario, folder: Path, sample: int, n_random: int) -> tuple
     ]
     wrong = 0
     for name, kill_at, kill_after in plans:
-        home = copy_home(scenario.template, folder / "trial" / "home")
+        home = scenario.copied(folder / "trial" / "home")
         run_forked(scenario.commands[0], home, kill_at, kill_after)
         found = differences(scenario, twin, home)
         wrong += bool(found)
@@ -582,6 +627,14 @@ class Homes:
         return _after(healthy, home, self._folder / "parked")
 
     @functools.cached_property
+    def archived(self) -> Path:
+        """An archive of a home, in a folder that is to become one."""
+        _after(backup, self.with_a_past, self._folder / "archived" / "home")
+        folder = self._folder / "empty"
+        folder.mkdir()
+        return (self._folder / "archived" / ARCHIVE).rename(folder / ARCHIVE).parent
+
+    @functools.cached_property
     def lost(self) -> Path:
         """Two versions lost, one of which has an alias; a third one was deleted."""
         return _after(lose, self.registered, self._folder / "with losers")
@@ -614,6 +667,9 @@ SCENARIOS: dict[str, tuple[str, tuple[Callable[[list[str]], int], ...]]] = {
     "withdraw": ("with_a_past", (withdraw, idle)),
     "withdraw --delete": ("with_a_past", (withdraw_deleting, idle)),
     "withdraw --undo": ("withdrawn", (undo, idle)),
+    "relocate": ("promoted", (relocate, healthy)),
+    "backup": ("with_a_past", (backup, idle)),
+    "restore": ("archived", (restore, healthy)),
     "prune": ("lost", (prune, idle)),
     "import": ("packed", (bring, idle)),
 }

@@ -31,10 +31,10 @@ TRAINING_MODULE = "train_classification_model"
 SCRIPTS = ("pipeline_orchestrator", "register_first_model", TRAINING_MODULE)
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "outcome", "text", "windows"),
-    ("resampling", "settings"),
+    ("resampling", "settings", "workers"),
     ("advice", "gate"),
     ("confined", "files"),
-    ("archives", "journal", "kept_tables"),
+    ("archives", "backups", "journal", "kept_tables"),
     ("looks", "training"),
     ("cross_validation", "dask_cluster", "ground_truth", "identity"),
     ("known_recordings",),

@@ -1,0 +1,145 @@
+"""Homes and stores with unusual names: `%`, `?`, `#`, quotes, letters of other scripts, queries."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BATCH, FAST_WORDS, OLD_SEASON_FILES, make_home, script
+from fast_module import write_fast_module
+
+import register_first_model
+from pipeline_orchestrator import main
+from retraining.errors import PipelineError, UsageError
+from retraining.registry import open_registry
+from retraining.registry.store import upgrade_store
+from retraining.settings import Settings, sqlite_uri
+
+SettingsOf = Callable[..., Any]
+ODD_NAMES = (
+    *("50%20off", "50%off", "what?x=1", "a#b", "two words", 'it\'s "it"', "größe 樹", "a+b&c;d"),
+)
+
+
+def only_registered(source: Path, target: Path) -> Path:
+    """Copy the files of a home without its store."""
+    home = make_home(target)
+    for name in ("new_gts", "used_gts", "model"):
+        shutil.copytree(source / name, home / name, dirs_exist_ok=True)
+    return home
+
+
+@pytest.mark.slow
+def test_a_home_may_have_any_name(registered_template: Path, tmp_path: Path) -> None:
+    """Registered, run, asked, read: in processes; nothing is written beside the home."""
+    folder = tmp_path / "".join(ODD_NAMES)
+    home = only_registered(registered_template, folder / "home")
+    (tmp_path / "module").mkdir()
+    module = ["--training-module", str(write_fast_module(tmp_path / "module"))]
+    for name, *words in (
+        ("register_first_model.py",),
+        ("pipeline_orchestrator.py", *FAST_WORDS),
+        ("pipeline_orchestrator.py", "status", "--json"),
+    ):
+        done = script(name, *words, *module, home=home)
+        assert done.returncode == 0, done.stderr
+    state = json.loads(done.stdout)
+    assert (state["production"], state["waiting"], state["problems"]) == (2, 0, [])
+    assert len(list((home / "used_gts").glob("*.csv"))) == OLD_SEASON_FILES + BATCH
+    assert {*tmp_path.iterdir()} == {folder, tmp_path / "module"}
+    assert [*folder.iterdir()] == [home]
+    assert len(list((home / "mlflow_server" / "artifacts").rglob("model.skops"))) == 2
+
+
+class TestStoreAddresses:
+    """`Settings.database` and `Settings.store_uri`."""
+
+    @pytest.mark.parametrize("name", ODD_NAMES)
+    def test_sqlalchemy_opens_the_very_file(self, tmp_path: Path, name: str) -> None:
+        """Whatever its name, and nothing else in the folder."""
+        import sqlalchemy
+
+        settings = Settings(home=tmp_path / name)
+        assert settings.database is not None
+        settings.database.parent.mkdir(parents=True)
+        engine = sqlalchemy.create_engine(settings.store_uri)
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text("CREATE TABLE here (n INTEGER)"))
+        engine.dispose()
+        assert [*settings.database.parent.iterdir()] == [settings.database]
+        assert [*tmp_path.iterdir()] == [tmp_path / name]
+        named = Settings(tracking_uri=settings.store_uri)
+        assert (named.database, named.store_uri) == (settings.database, settings.store_uri)
+
+    def test_a_query_is_no_part_of_the_name(self, home: Path, settings_of: SettingsOf) -> None:
+        """It reaches the driver, and the raw reads of the store do without it."""
+        file = settings_of(home).database
+        settings = settings_of(home, tracking_uri=f"{sqlite_uri(file)}?timeout=60")
+        assert settings.database == file
+        assert settings.store_uri.endswith("mlflow.db?timeout=60")
+        assert settings.has_own_store
+        assert open_registry(settings).production.number() == 1
+        assert "nothing to do" in upgrade_store(settings)
+
+    @pytest.mark.slow
+    def test_registration_makes_the_file_that_a_query_follows(
+        self, registered_template: Path, tmp_path: Path, settings_of: SettingsOf
+    ) -> None:
+        """One store, under its own name."""
+        home = only_registered(registered_template, tmp_path / "home")
+        file = tmp_path / "50%off" / "store.db"
+        settings = settings_of(home, tracking_uri=f"{sqlite_uri(file)}?timeout=60")
+        register_first_model.register_first_model(settings)
+        assert [one.name for one in file.parent.iterdir()] == ["store.db"]
+        assert open_registry(settings).production.number() == 1
+
+    @pytest.mark.parametrize(
+        "uri", ["sqlite:///", "sqlite:///:memory:", "sqlite:///file:/srv/a.db?uri=true"]
+    )
+    def test_an_address_that_names_no_file_is_refused(self, uri: str) -> None:
+        """With how a file is named."""
+        with pytest.raises(UsageError, match="must name a file, as sqlite:////srv/mlflow.db"):
+            Settings(tracking_uri=uri)
+
+
+def newer(database: Path) -> None:
+    """Give a store a schema that no installed migration knows."""
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+
+
+class TestNewerStore:
+    """A store that a later MLflow has migrated."""
+
+    @pytest.mark.parametrize("command", ["run", "status", "upgrade-store"])
+    def test_the_installed_mlflow_is_to_be_upgraded(
+        self, home: Path, command: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Exit 1 and nothing written, whatever is asked."""
+        database = home / "mlflow_server/backend_db/mlflow.db"
+        newer(database)
+        before = database.read_bytes(), sorted(database.parent.iterdir())
+        words = FAST_WORDS if command == "run" else []
+        assert main([command, *words, "--home", str(home)]) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"error: {database} is of a newer MLflow than the installed " in said
+        assert 'pip install --upgrade "mlflow<4"' in said
+        assert (database.read_bytes(), sorted(database.parent.iterdir())) == before
+
+    def test_a_database_of_a_server_too(
+        self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No advice to migrate what is ahead."""
+        from retraining.registry import store
+
+        database = settings_of(home).database
+        newer(database)
+        with pytest.raises(PipelineError, match="is of a newer MLflow") as caught:
+            store._check_database(sqlite_uri(database), create=False)
+        assert "db upgrade" not in str(caught.value)
