@@ -81,7 +81,11 @@ def known(settings: Any) -> dict[str, Any]:
     """Return all that both sides must agree on."""
     registry = registry_of(settings)
     client, name = registry.runs.connection.client, settings.model_name
-    runs = {run.info.run_id: run for run in registry.copies._in_experiment()}
+    runs = {
+        run.info.run_id: run
+        for run in registry.copies._in_experiment()
+        if not run.data.tags.get(TAG_IMPORTED, "").endswith("unfinished")  # a twin, deleted
+    }
     order = sorted(runs.values(), key=lambda run: (run.info.start_time, run.info.run_name))
     place = {run.info.run_id: number for number, run in enumerate(order)}
     versions = {}
@@ -286,6 +290,11 @@ def test_an_embedded_store_goes_to_a_server(
         assert known(settings) == asked
         assert main(words) == 0
         assert run_orchestrator(settings).outcome is Outcome.ALREADY_JUDGED
+        assert sum(one.endswith(MODEL_FILE) for one in s3.names) == 2
+        assert prune(settings, 0)[-1].startswith("pruned 1 version, ")
+        assert sum(one.endswith(MODEL_FILE) for one in s3.names) == 1
+        with pytest.raises(PipelineError, match="^version 2 was pruned on "):
+            rollback(settings, 2)
         back = tmp_path / "back.tar"
         export(settings, back)
         third = dataclasses.replace(lived, home=make_home(tmp_path / "third"))
