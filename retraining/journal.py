@@ -119,6 +119,9 @@ class BecameProduction(Entry):
         Place in the order of changes, those of other homes among them.
     mean_error_before, mean_error_after
         Of both versions on the same recordings, in `unit`; None where not measured.
+    from_by_hand
+        Whether somebody had moved the alias to the replaced one, outside the pipeline: that is no
+        version to go back to.
     """
 
     KIND: ClassVar[str] = "became_production"
@@ -134,6 +137,7 @@ class BecameProduction(Entry):
     unit: str = ""
     who: str = ""
     why: str = ""
+    from_by_hand: bool = False
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,9 @@ class TestAliasByHand:
             "rolled back: version 2 is production, it was version 3"
         )
         assert not any("by hand" in one for one in status(settings, None)["problems"])
+        # Once more: to what was production before, never to what only a hand made that.
+        assert rollback(settings, None).startswith("rolled back: version 1 is production")
+        assert open_registry(settings).production.previous_number() == 2
 
     def test_meant(self, lived: Path, settings_of: SettingsOf) -> None:
         """The other advice records it; then the version before is the one before."""

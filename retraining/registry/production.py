@@ -39,6 +39,7 @@ from retraining.registry.facts import (
     RegisteredVersion,
     RunRecord,
 )
+from retraining.registry.pruned import pruning_of
 from retraining.registry.runs import Runs
 from retraining.registry.store import REGISTER_FIRST, Connection
 from retraining.registry.versions import Versions
@@ -167,17 +168,18 @@ class Production:
         Notes
         -----
         The journal first; then the history in MLflow and the alias, for what an older pipeline
-        did. Versions that were deleted, and those that this home does not vouch for, are left out.
+        did. What only a hand made production is left out, as are versions that were deleted, and
+        those that this home does not vouch for.
         """
         memory = self._memory()
         recorded = self._recorded(memory)[::-1]
         wanted: list[int | None] = [one.version for one in recorded[:1]]
-        wanted += [one.replaced for one in recorded if one.version == now][:1]
-        changes = self.runs.changes()
-        wanted += [one.old for one in changes if one.new == now][:1] if not recorded else []
-        wanted += [number for one in recorded for number in (one.version, one.replaced)]
-        wanted += [number for one in changes for number in (one.new, one.old)]
-        wanted.append(self.previous_number())
+        wanted += [_replaced(one) for one in recorded if one.version == now][:1]
+        wanted += [number for one in recorded for number in (one.version, _replaced(one))]
+        older = [one for one in self.runs.changes() if not one.sequence]
+        wanted += [one.old for one in older if one.new == now][:1]
+        wanted += [number for one in older for number in (one.new, one.old)]
+        wanted += [] if recorded else [self.previous_number()]
         for number in dict.fromkeys(wanted):
             if number in (None, now):
                 continue
@@ -197,11 +199,16 @@ class Production:
         elif any(champion.number in (one.new, one.old) for one in self.changes()):
             what = ", which had been production before"
         target = next(self.to_go_back_to(champion.number), None)
-        back = f"to go back to version {target}: {ROLL_BACK}; " if target else ""
-        return (
-            f"by hand: the alias {PRODUCTION!r} was moved from version {last} to version "
-            f"{champion.number}{what}, outside this pipeline; {back}if it is meant, record it: "
-            f"python pipeline_orchestrator.py rollback --to {champion.number}"
+        ways = [f"to go back to version {target}: {ROLL_BACK}"] if target else []
+        memory, name = self._memory(), self.connection.name
+        if self.vouches.of(champion, memory) and not pruning_of(champion, memory, name):
+            ways.append(f"if it is meant, record it: {ROLL_BACK} --to {champion.number}")
+        return "; ".join(
+            [
+                f"by hand: the alias {PRODUCTION!r} was moved from version {last} to version "
+                f"{champion.number}{what}, outside this pipeline",
+                *ways,
+            ]
         )
 
     # --- History ---
@@ -289,8 +296,10 @@ class Production:
             If somebody moved the alias meanwhile; it stays where it was put.
         """
         before, after = mean_errors
+        recorded = self.recorded_number()
         # By hand, before: now it is recorded what it replaced.
-        replaced = self.recorded_number() if replaces == number else replaces
+        replaced = recorded if replaces == number else replaces
+        from_by_hand = replaced not in (None, recorded) and recorded is not None
         became = BecameProduction(
             version=number,
             replaced=replaced,
@@ -304,6 +313,7 @@ class Production:
             unit=tags.get(TAG_UNIT, ""),
             who=who(),
             why=without_secrets(why),
+            from_by_hand=from_by_hand,
         )
         history = {
             **tags,
@@ -328,7 +338,7 @@ class Production:
                 )
             Journal(self.connection.settings.home).append(became)
             # The old one first: whatever dies in between, both aliases name a version that loads.
-            if replaces not in (None, number):
+            if replaces not in (None, number) and not (from_by_hand and event == EVENT_ROLLBACK):
                 client.set_registered_model_alias(name, PREVIOUS, str(replaces))
             client.set_registered_model_alias(name, PRODUCTION, str(number))
             if replaces not in (None, number) and event in (EVENT_ROLLBACK, EVENT_PROBATION):
@@ -345,6 +355,10 @@ class Production:
         last = next(reversed(self._recorded(self._memory())), None)
         if last and last.cycle == cycle_id != "" and last.version != self.number():
             Journal(self.connection.settings.home).append(DidNotBecome(cycle_id))
+
+
+def _replaced(one: BecameProduction) -> int | None:
+    return None if one.from_by_hand else one.replaced
 
 
 def _change(one: BecameProduction) -> Change:

@@ -195,7 +195,7 @@ class StoredModels:
             raise PipelineError(
                 f"version {version.number} was pruned on {moment(entry.at)}: its {MODEL_FILE} is "
                 "gone, so it can neither be loaded nor compared; its code, manifest, errors and "
-                "verdict are readable. Put that file back from a backup, or name another version"
+                f"verdict are readable. Put that file back from a backup, or {OTHER_VERSION}"
             )
 
     def location(self, version: RegisteredVersion) -> str:
