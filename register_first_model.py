@@ -17,6 +17,7 @@ it. Exit status: 0 done; 1 error; 2 usage; 75 try again later; 128 + n stopped b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import logging
@@ -299,7 +300,8 @@ def register_first_model(settings: Settings, *, force: bool = False, train: bool
         registry = open_registry(settings, create=True)
         production = registry.production.number()
         if production is not None and not force:
-            return f"version {production} is production already; nothing changed (--force replaces)"
+            hint = " (--force replaces)" if _is_first_model(registry, production) else ""
+            return f"version {production} is production already; nothing changed{hint}"
         _refuse_to_step_back(registry, production, force=force)
         first = first or make(settings, training, _learnt_by_cycles_alone(registry))
         version = make_production(
@@ -319,13 +321,22 @@ def _learnt_by_cycles_alone(registry: Registry) -> set[str]:
     return by_cycles - by_first
 
 
+def _is_first_model(registry: Registry, number: int) -> bool:
+    """Say whether a version is a first model that this home registered: no cycle made it."""
+    version = registry.versions.get(number)
+    with contextlib.suppress(PipelineError):
+        registry.vouches.check(version)
+        return TAG_CHAMPION not in version.tags
+    return False
+
+
 def _refuse_to_step_back(registry: Registry, production: int | None, *, force: bool) -> None:
     """Refuse to put a first model in the place of what is better, and can be used.
 
     Raises
     ------
     PipelineError
-        If cycles made production, or somebody only took its alias away.
+        If cycles or another home made production, or somebody only took its alias away.
     """
     number = production
     if number is None:
@@ -335,7 +346,8 @@ def _refuse_to_step_back(registry: Registry, production: int | None, *, force: b
     if number is None:
         return
     version = registry.versions.get(number)
-    if TAG_CHAMPION not in version.tags:  # a first model, too
+    registry.vouches.check(version)
+    if _is_first_model(registry, number):
         return
     try:
         learnt = registry.learnt_by(version)

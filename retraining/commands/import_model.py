@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def _check(settings: Settings, transfer: Transfer, archive: Archive, path: Path)
         name = printable(transfer.model_name)
         raise PipelineError(
             f"{path} holds the model {name!r}, not {settings.model_name!r}; if that is meant, add "
-            f"--model-name {name}"
+            f"--model-name {shlex.quote(name)}"
         )
     for folder in {"/".join(name.split("/")[:2]) for name in archive.sizes if "/" in name}:
         sizes = [

@@ -10,7 +10,13 @@ from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError, TryLaterError
 from retraining.files import exclusive_lock
 from retraining.registry import Registry, open_registry
-from retraining.registry.facts import EVENT_ROLLBACK, TAG_CYCLE, RegisteredVersion
+from retraining.registry.facts import (
+    EVENT_ROLLBACK,
+    TAG_CYCLE,
+    TAG_VERDICT,
+    VERDICT_REJECT,
+    RegisteredVersion,
+)
 from retraining.report import keep
 from retraining.settings import Settings, check_home
 from retraining.training import Training, load_training_module
@@ -81,7 +87,7 @@ def _before(registry: Registry, training: Training, now: int | None) -> Register
             raise
         except PipelineError as error:
             logger.warning("version %d is no way back: %s", number, error)
-    others = [str(one.number) for one in registry.versions.all() if one.number != now]
+    others = [_described(one) for one in registry.versions.all() if one.number != now]
     if not others:
         raise PipelineError(
             "there is no previous production version and no other one; restore the store from a "
@@ -93,9 +99,14 @@ def _before(registry: Registry, training: Training, now: int | None) -> Register
     )
 
 
+def _described(version: RegisteredVersion) -> str:
+    lost = version.tags.get(TAG_VERDICT) == VERDICT_REJECT
+    return f"{version.number} (which had not been promoted)" if lost else str(version.number)
+
+
 def _why(number: int, now: int | None) -> str:
     if now is None:
-        return "nothing was production: the alias had been removed"
+        return "nothing was production: its alias or version had been removed"
     if number == now:
         return "made production by hand before, recorded now"
     return f"rollback from version {now}"

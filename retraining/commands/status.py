@@ -65,15 +65,16 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
     past = Past.of(memory, settings.model_name, champion.number, champion.run_id)
     stuck = records.stuck_text(settings, champion.number, past)
     inventory = _inventory(settings, registry, champion, memory)
-    problems = [overdue, _failed(last_run), *_refused(settings, registry, champion)]
+    since = _production_since(registry, champion)
+    problems = [overdue, _failed(last_run, since), *_refused(settings, registry, champion)]
     problems += [registry.production.moved_by_hand(champion)]
-    problems += [stuck or _degraded(monitored, champion)]
+    problems += [stuck or _degraded(past, monitored, champion)]
     problems += [_still_above(past, champion, monitored)]
     problems += inventory.unexplained
     problems += [ground_truth.rejected_problem(settings), open_to_others(settings)]
     return {
         "production": champion.number,
-        "production_since": _production_since(registry, champion),
+        "production_since": since,
         "threshold": _threshold(settings, monitored),
         **_waiting(settings, memory, past, champion),
         "min_new_files": settings.min_new_files,
@@ -198,21 +199,30 @@ def _overdue(last_run: Mapping[str, Any], max_age_hours: float | None) -> str:
     return f"overdue: the last run ended {hours:.1f} hours ago, {max_age_hours:g} are allowed"
 
 
-def _failed(last_run: Mapping[str, Any]) -> str:
+def _failed(last_run: Mapping[str, Any], since: str) -> str:
+    """Say so, as long as nobody went to another version: then the next run tells."""
     if last_run.get("outcome") != Outcome.FAILED.value:
+        return ""
+    at = datetime.datetime.fromisoformat(last_run["at"])
+    if datetime.datetime.fromisoformat(since) > at:
         return ""
     return f"failed: the last run, at {last_run['at']}: {last_run['message']}"
 
 
-def _degraded(monitored: Sequence[MonitoredBatch], champion: RegisteredVersion) -> str:
-    if not monitored:
-        return ""
-    latest = monitored[0]
-    lost = latest.outcome == Outcome.NOT_PROMOTED.value
-    if not lost or latest.version != str(champion.number):
+def _degraded(past: Past, monitored: Sequence[MonitoredBatch], champion: RegisteredVersion) -> str:
+    """Say that the last verdict of this home on production left it above the threshold.
+
+    By the journal: another home may judge the same version, on recordings of its own.
+    """
+    lost, number = Outcome.NOT_PROMOTED.value, str(champion.number)
+    of_production = [one for one in monitored if one.version == number]
+    last = past.last(champion.number)
+    outcome = last.outcome if last else of_production[0].outcome if of_production else ""
+    judged = next((one for one in of_production if one.outcome == lost), None)
+    if outcome != lost or judged is None:
         return ""
     return (
-        f"degraded: production errs by {error_text(latest.mean_error, latest.unit)} and no "
+        f"degraded: production errs by {error_text(judged.mean_error, judged.unit)} and no "
         "challenger was better; add recordings or improve the training module"
     )
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline_orchestrator import main
 from retraining.commands.status import _degraded, _threshold, as_lines
+from retraining.looks import Past
 from retraining.outcome import Outcome
 from retraining.registry.facts import MonitoredBatch, RegisteredVersion
 from retraining.settings import Settings
@@ -101,11 +102,11 @@ class TestDegraded:
     )
     def test_the_newest_batch_decides(self, batches: list[MonitoredBatch], is_said: bool) -> None:
         """If it is of the version that is production now."""
-        assert bool(_degraded(batches, CHAMPION)) is is_said
+        assert bool(_degraded(Past(), batches, CHAMPION)) is is_said
 
     def test_a_small_error_is_no_zero(self) -> None:
         """A loss of 0.0066 m must not read 0.0 m."""
-        assert _degraded([monitored()], CHAMPION).startswith(
+        assert _degraded(Past(), [monitored()], CHAMPION).startswith(
             "degraded: production errs by 0.0066 m and no challenger was better; "
         )
 

@@ -63,6 +63,7 @@ CHANCE_OF_A_DEATH = 0.15
 MOST_POINTS = 400
 MOST_ADVICE = 4
 ADVISED = re.compile(r"(?:[A-Z_]+=\S+ )?python (-m mlflow |[a-z_]+\.py)([^;,()]*)")
+COPY = "copy_"
 COMPLAINT = re.compile("^(error|by hand): |^the experiment ")
 FOLDERS = {
     "store": "mlflow_server/backend_db",
@@ -179,7 +180,7 @@ def drop(home: Path, season: str, night: int, chance: random.Random) -> None:
     if chance.random() < 0.05:
         (new / f"bad_{night:04d}.csv").write_text(f"frame,object_id\n{night},x\n")
     if used and chance.random() < 0.05:
-        shutil.copy(chance.choice(used), new / f"copy_{night:04d}.csv")
+        shutil.copy(chance.choice(used), new / f"{COPY}{night:04d}.csv")
     if used and chance.random() < 0.03:
         relabel(chance.choice(used), new / f"mended_{night:04d}.csv")
 
@@ -298,7 +299,10 @@ def look(life: Life, night: int) -> list[str]:
     )
     found += [f"{one[:8]} is lost" for one in life.dropped - contents.keys()]
     kept = collections.Counter(
-        sha256(path) for folder in ("new_gts", "used_gts") for path in (home / folder).glob("*.csv")
+        sha256(path)
+        for folder in ("new_gts", "used_gts")
+        for path in (home / folder).glob("*.csv")
+        if not path.name.startswith(COPY)  # which may lie unread, while there are few files
     )
     found += [f"{one[:8]} is there {n} times" for one, n in kept.items() if n > 1]
     settings = Settings(home=home)
