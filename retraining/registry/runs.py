@@ -286,6 +286,10 @@ class Runs:
                 raise
             return None
 
+    def is_gone(self, run_id: str) -> bool:
+        """Say whether a run is in the store no more, not even as a deleted one."""
+        return bool(run_id) and self._run(run_id) is None
+
     def artifact(self, run_id: str, name: str) -> bytes | None:
         """Return a file of a run; None if there is none."""
         client = self.connection.client

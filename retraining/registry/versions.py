@@ -15,6 +15,7 @@ from retraining.registry.facts import (
     MILLISECONDS,
     MONITORING_RUN,
     MOST,
+    OTHER_VERSION,
     OUT_OF_FOLD_FILE,
     PRODUCTION,
     REPORT_FILE,
@@ -126,6 +127,11 @@ class Versions:
         content = self.runs.artifact(version.run_id, MANIFEST_FILE)
         expected = version.tags.get(TAG_MANIFEST_HASH)
         source = f"version {version.number}"
+        if content is None and self.runs.is_gone(version.run_id):
+            raise PipelineError(
+                f"the run of {source} was removed from MLflow for good, and what it learnt with "
+                f"it: no cycle can use it; restore the store from a backup, or {OTHER_VERSION}"
+            )
         if content is None:
             raise unreadable(source, MANIFEST_FILE, None)
         if expected and hash_bytes(content) != expected:
