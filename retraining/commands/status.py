@@ -221,6 +221,8 @@ def _degraded(past: Past, monitored: Sequence[MonitoredBatch], champion: Registe
     judged = next((one for one in of_production if one.outcome == lost), None)
     if outcome != lost or judged is None:
         return ""
+    if judged.threshold is not None and judged.mean_error <= judged.threshold:  # run --retrain
+        return ""
     return (
         f"degraded: production errs by {error_text(judged.mean_error, judged.unit)} and no "
         "challenger was better; add recordings or improve the training module"

@@ -90,13 +90,20 @@ class Production:
         """Say which models the store holds instead."""
         found = self.connection.client.search_registered_models()
         names = [printable(str(one.name)) for one in found if one.latest_versions]
-        if not names:
+        was_there = bool(self._recorded(self._memory()))
+        if not names and not was_there:
             return f": it is empty; {REGISTER_FIRST}"
-        renamed = "" if not self._recorded(self._memory()) else ", or name it back in MLflow"
-        return (
-            f"; the store holds other models: {', '.join(names)}: name one with --model-name"
-            f"{renamed}, or {REGISTER_FIRST}"
-        )
+        ways = []
+        if names:
+            ways.append(
+                f"the store holds other models: {', '.join(names)}: name one with --model-name"
+            )
+        if names and was_there:
+            ways.append("or name it back in MLflow, if it was renamed")
+        if was_there:
+            ways.append("if it was deleted: restore the store from a backup, or begin again")
+            return f"; {'; '.join(ways)}: python register_first_model.py --train"
+        return f"; {'; '.join(ways)}, or {REGISTER_FIRST}"
 
     def _what_became_of_it(self) -> str:
         """Say why no version has the alias, and what puts it back."""
