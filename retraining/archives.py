@@ -203,7 +203,7 @@ def archive_written(
     """
     import tarfile
 
-    check_target(target)
+    _check_target(target)
     with contextlib.ExitStack() as stack:
         with _told(target):
             temporary = stack.enter_context(
@@ -218,14 +218,8 @@ def archive_written(
             stack.close()
 
 
-def check_target(target: Path) -> None:
-    """Refuse a place where no archive can be written.
-
-    Raises
-    ------
-    PipelineError
-        If its folder is missing, or something is there already.
-    """
+def _check_target(target: Path) -> None:
+    """Refuse a place where no archive can be written."""
     if not target.parent.is_dir():
         raise PipelineError(f"{target.parent} is not a folder; create it, or name another file")
     if os.path.lexists(target):

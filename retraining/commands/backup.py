@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from retraining import recovery
-from retraining.archives import ArchiveWriter, archive_written, check_target
+from retraining.archives import ArchiveWriter, archive_written
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError
 from retraining.files import (
@@ -82,10 +82,10 @@ def backup(settings: Settings, path: Path) -> list[str]:
     """
     check_home(settings)
     path = path.expanduser().absolute()
-    check_target(path)
     with exclusive_lock(settings, "backup"):
         recovery.tidy(settings)
-        # Of this home alone: others may be writing theirs into the same folder.
+        # Of this home alone: others may be writing theirs into the same folder. Also where the
+        # archive is there already: a killed backup may have both names of it.
         prefix = f"{TEMPORARY_PREFIX}backup-{hash_bytes(os.fsencode(settings.home))[:16]}-"
         remove_left_overs(path.parent, f"{prefix}*{TEMPORARY_SUFFIX}")
         facts = asdict(Facts(str(settings.home), [], now()))

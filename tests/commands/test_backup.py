@@ -215,6 +215,10 @@ class TestBackup:
         assert len(list(tmp_path.glob(".pipeline-*"))) == 2
         backup(settings_of(home), tmp_path / "two.tar")
         assert list(tmp_path.glob(".pipeline-*")) == [other]
+        shutil.copy(tmp_path / "two.tar", left[-1].removesuffix(".kept"))
+        with pytest.raises(PipelineError, match="is there already"):
+            backup(settings_of(home), tmp_path / "two.tar")
+        assert list(tmp_path.glob(".pipeline-*")) == [other]
 
     def test_a_full_disk_leaves_nothing(
         self, home: Path, tmp_path: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
