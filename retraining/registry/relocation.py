@@ -257,16 +257,6 @@ def last_relocation(memory: Memory, to: Path | None = None) -> Relocated | None:
     return found[-1]
 
 
-def relocation_lines(settings: Settings) -> list[str]:
-    """Say when the home was moved, copied or restored, the newest first."""
-    lines = []
-    for one in reversed(Journal(settings.home).read().all(Relocated)):
-        what = "restored" if one.backup else "copied" if one.as_copy else "moved"
-        source = f"{one.backup}, of {one.origin}" if one.backup else one.origin
-        lines.append(f"{one.at}  {what}: {source} -> {one.to}  {one.who}")
-    return lines
-
-
 def _replace(database: Path, copy: Path) -> Path:
     """Put a checked copy in the place of the store; return where the old one is kept."""
     mode = stat.S_IMODE(database.stat().st_mode)

@@ -25,6 +25,7 @@ from retraining.archives import CONTENTS, ArchiveWriter
 from retraining.commands import backup as backup_command
 from retraining.commands import restore as restore_command
 from retraining.commands.backup import KIND, KNOWN_RECORDINGS, STORE, backup
+from retraining.commands.history import relocation_line, relocations
 from retraining.commands.predict import predict
 from retraining.commands.restore import restore
 from retraining.commands.status import status
@@ -34,7 +35,7 @@ from retraining.journal import JOURNAL_NAME, Home, Journal
 from retraining.known_recordings import FILE_NAME
 from retraining.outcome import Outcome
 from retraining.registry import open_registry, places
-from retraining.registry.relocation import Relocated, relocate, relocation_lines
+from retraining.registry.relocation import Relocated, relocate
 from retraining.registry.store import upgrade_store
 from retraining.settings import RESTORING, RESTORING_NOTE
 
@@ -271,7 +272,7 @@ class TestRestore:
             str(settings.home),
             "stems.tar",
         )
-        assert "restored: stems.tar, of" in relocation_lines(settings)[0]
+        assert "restored: stems.tar, of" in relocation_line(relocations(settings)[0])
 
     def test_names_that_are_no_text_come_back(
         self, home: Path, tmp_path: Path, settings_of: SettingsOf
