@@ -302,9 +302,7 @@ class StoredModels:
         PipelineError
             If it is there afterwards: S3 tells nobody what it refused.
         """
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        get_artifact_repository(location).delete_artifacts(MODEL_FILE)
+        delete_artifact(location, MODEL_FILE)
         sync_local_artifacts(location)
         if self.model_file_bytes(location) is not None:
             raise PipelineError(
@@ -485,15 +483,37 @@ def _load_skops(path: Path, number: int, trusted_types: Sequence[str]) -> Any:
         ) from error
 
 
-def sync_local_artifacts(uri: str) -> None:
-    """Make a model's files durable where they lie on this machine."""
+def delete_artifact(uri: str, name: str) -> None:
+    """Remove a file below an address.
+
+    Notes
+    -----
+    MLflow decodes a local address twice, so that below a folder `50%20off` it would remove what
+    lies in `50 off`, and nothing here.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    folder = _local_folder(uri)
+    if folder is None:
+        get_artifact_repository(uri).delete_artifacts(name)
+    else:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _local_folder(uri: str) -> Path | None:
+    """Return where an address leads on this machine; None if it is another's."""
     from urllib.request import url2pathname
 
     parts = urllib.parse.urlparse(uri)
     if parts.scheme not in ("", "file"):
-        return
-    folder = Path(url2pathname(parts.path))
-    if not folder.is_dir():
+        return None
+    return Path(url2pathname(parts.path if parts.scheme else uri))
+
+
+def sync_local_artifacts(uri: str) -> None:
+    """Make a model's files durable where they lie on this machine."""
+    folder = _local_folder(uri)
+    if folder is None or not folder.is_dir():
         return
     for path in folder.rglob("*"):
         if path.is_file():
