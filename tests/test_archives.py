@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from retraining.archives import CONTENTS, archive_written, extracted
-from retraining.errors import PipelineError
+from retraining.archives import CONTENTS, archive_written, extracted, opened
+from retraining.errors import PipelineError, TryLaterError
 from retraining.files import hash_bytes
 
 FILES = {"a.txt": b"one", "folder/b.bin": bytes(100_000), "folder/ü 'x'.csv": b""}
@@ -65,7 +67,9 @@ class TestWriting:
             raise RuntimeError
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("name", ["../a", "/a", "", "a//b", "a/.", "x" * 1001, "x" * 256, "a"])
+    @pytest.mark.parametrize(
+        "name", ["../a", "/a", "", "a//b", "a/.", "/".join("x" * 2001), "x" * 256, "a", CONTENTS]
+    )
     def test_names_that_could_not_be_read_are_refused(self, tmp_path: Path, name: str) -> None:
         """So is one that is there already."""
         with (
@@ -95,6 +99,19 @@ def hostile(
         member.size = len(last)
         tar.addfile(member, io.BytesIO(last))
     return path
+
+
+def header(name: str, kind: bytes, size: int) -> bytes:
+    """Return the head of a member that says so, whatever follows."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def sized(path: Path, size: int) -> object:
+    """Write an archive whose first member says that it is so long."""
+    hostile(path, [("b", tarfile.REGTYPE, b"")])
+    return path.write_bytes(header("a", tarfile.REGTYPE, size) + path.read_bytes())
 
 
 PLAIN = tarfile.REGTYPE
@@ -137,6 +154,17 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     "files that are none": lambda path: hostile(
         path, [], b'{"schema": 1, "kind": "test", "facts": 1, "files": {}}'
     ),
+    "a length below nothing": lambda path: sized(path, -512),
+    "a length beyond the end": lambda path: sized(path, 10**12),
+    "facts upon facts": lambda path: path.write_bytes(
+        b"".join(header("x", tarfile.XHDTYPE, 0) for _ in range(2000))
+    ),
+    "holes that are none": lambda path: hostile(
+        path, [("a", PLAIN, b"x")], more={"GNU.sparse.map": "a,b"}
+    ),
+    "a digest that is none": lambda path: hostile(
+        path, [], b'{"schema": 1, "kind": "test", "facts": {}, "files": {"a": {"sha256": 1}}}'
+    ),
     "a link to one": lambda path: path.symlink_to(write(path.with_name("other.tar"))),
 }
 
@@ -149,7 +177,7 @@ def test_what_is_no_archive_of_ours_is_refused(tmp_path: Path, what: str) -> Non
     HOSTILE[what](path)
     before = sorted(tmp_path.rglob("*"))
     with (
-        pytest.raises(PipelineError, match=r"a\.tar is no whole archive of this kind: "),
+        pytest.raises(PipelineError, match=r"a\.tar is no whole test: it .*; nothing was changed$"),
         extracted(path, "test", most_files=3),
     ):
         pass
@@ -160,7 +188,77 @@ def test_what_is_no_archive_of_ours_is_refused(tmp_path: Path, what: str) -> Non
 def test_one_that_is_not_there_is_named(tmp_path: Path) -> None:
     """Whoever mistyped it reads its name."""
     with (
-        pytest.raises(PipelineError, match=r"there is no archive .*a\.tar"),
+        pytest.raises(PipelineError, match=r"there is no file .*a\.tar"),
         extracted(tmp_path / "a.tar", "test", most_files=1),
     ):
         pass
+
+
+class TestFilesThatChange:
+    """What is read while somebody writes it is not taken for whole."""
+
+    @pytest.mark.parametrize("how", ["shorter", "longer", "other"])
+    def test_it_is_asked_to_run_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        """And no archive is there."""
+        path = tmp_path / "in.csv"
+        path.write_bytes(b"x" * 1000)
+        add = tarfile.TarFile.addfile
+
+        def meanwhile(tar: tarfile.TarFile, member: tarfile.TarInfo, stream: Any) -> None:
+            length = {"shorter": 10, "longer": 2000, "other": 1000}[how]
+            path.write_bytes(b"y" * length)
+            os.utime(path, (1, 1))
+            add(tar, member, stream)
+
+        monkeypatch.setattr(tarfile.TarFile, "addfile", meanwhile)
+        with (
+            pytest.raises(TryLaterError, match="a changed while it was read; run again"),
+            archive_written(tmp_path / "a.tar", "test", {}) as writer,
+        ):
+            writer.add_file("a", path)
+        assert list(tmp_path.iterdir()) == [path]
+
+
+class TestToStay:
+    """Files that stay are as they were put in; others are their owner's alone."""
+
+    def test_modes_and_times(self, tmp_path: Path) -> None:
+        """No more rights than any file of a home has."""
+        path = tmp_path / "in"
+        path.write_text("x")
+        path.chmod(0o6777)
+        os.utime(path, (10, 20.5))
+        with archive_written(tmp_path / "a.tar", "test", {}) as writer:
+            writer.add_file("deep/a", path)
+        with opened(tmp_path / "a.tar", "test") as archive:
+            for name, to_stay in (("stays", True), ("goes", False)):
+                (tmp_path / name).mkdir()
+                archive.extract(tmp_path / name, to_stay=to_stay)
+        stays, goes = (tmp_path / name / "deep/a" for name in ("stays", "goes"))
+        assert (stays.stat().st_mode & 0o7777, stays.stat().st_mtime) == (0o755, 20.5)
+        assert goes.stat().st_mode & 0o7777 == 0o600
+
+    @pytest.mark.parametrize("time", ["nan", "1e300", "inf"])
+    def test_a_time_that_is_none_is_refused(self, tmp_path: Path, time: str) -> None:
+        """In one line."""
+        path = hostile(tmp_path / "a.tar", [("a", PLAIN, b"x")], more={"mtime": time})
+        (tmp_path / "out").mkdir()
+        with (
+            pytest.raises(PipelineError, match=r"a\.tar is no whole test: it "),
+            opened(path, "test") as archive,
+        ):
+            archive.extract(tmp_path / "out", to_stay=True)
+
+
+def test_one_that_changes_after_it_was_looked_through_is_refused(tmp_path: Path) -> None:
+    """Its files are compared as they are written."""
+    path = write(tmp_path / "a.tar")
+    with opened(path, "test") as archive:
+        content = bytearray(path.read_bytes())
+        content[content.index(b"one")] ^= 1
+        path.write_bytes(content)
+        (tmp_path / "out").mkdir()
+        with pytest.raises(PipelineError, match=r"holds a\.txt, which is not what was put in"):
+            archive.extract(tmp_path / "out")

@@ -13,11 +13,22 @@ from typing import Any
 import pytest
 from conftest import BATCH, FAST_WORDS, OLD_SEASON_FILES, make_home, script
 from fast_module import write_fast_module
+from losers import add_loser
 
 import register_first_model
 from pipeline_orchestrator import main
+from retraining.commands.backup import backup
+from retraining.commands.export_model import export
+from retraining.commands.history import history
+from retraining.commands.import_model import import_model
+from retraining.commands.predict import predict
+from retraining.commands.prune import prune
+from retraining.commands.restore import restore
+from retraining.commands.rollback import rollback
+from retraining.commands.status import status
 from retraining.errors import PipelineError, UsageError
 from retraining.registry import open_registry
+from retraining.registry.relocation import relocate
 from retraining.registry.store import upgrade_store
 from retraining.settings import Settings, sqlite_uri
 
@@ -25,6 +36,8 @@ SettingsOf = Callable[..., Any]
 ODD_NAMES = (
     *("50%20off", "50%off", "what?x=1", "a#b", "two words", 'it\'s "it"', "größe 樹", "a+b&c;d"),
 )
+
+ODD_NAME = '50%20off what?x=1 #2 "q"'
 
 
 def only_registered(source: Path, target: Path) -> Path:
@@ -55,6 +68,44 @@ def test_a_home_may_have_any_name(registered_template: Path, tmp_path: Path) -> 
     assert {*tmp_path.iterdir()} == {folder, tmp_path / "module"}
     assert [*folder.iterdir()] == [home]
     assert len(list((home / "mlflow_server" / "artifacts").rglob("model.skops"))) == 2
+
+
+@pytest.mark.slow
+def test_a_home_of_any_name_goes_anywhere(
+    home: Path, tmp_path: Path, settings_of: SettingsOf
+) -> None:
+    """Restored, relocated, pruned, backed up, exported and imported, each into another odd name."""
+    places_of = [tmp_path / f"{number} {ODD_NAME}" for number in range(4)]
+    first, second, third, fourth = (settings_of(place) for place in places_of)
+    backup(settings_of(home), tmp_path / "plain.tar")
+    restore(first, tmp_path / "plain.tar")
+    shutil.copytree(first.home, second.home)
+    shutil.rmtree(first.home)
+    shutil.rmtree(home)
+    assert "1 versions are whole" in relocate(second, as_copy=False)[0]
+    for _ in range(2):
+        add_loser(second)
+    assert prune(second, 1)[-1].startswith("pruned 1 version, ")
+    backup(second, second.home / ODD_NAME)
+    lines = restore(third, second.home / ODD_NAME)
+    assert "2 versions are whole" in lines
+    shutil.rmtree(second.home)
+    export(third, tmp_path / f"{ODD_NAME}.tar")
+    only_registered(third.home, fourth.home)
+    said = import_model(fourth, tmp_path / f"{ODD_NAME}.tar", "of the other home")
+    assert said[-1].endswith(": version 1 is production")
+    for settings in (third, fourth):
+        assert status(settings, None)["problems"] == []
+        assert predict(settings, [str(settings.new_gts / "new_01.csv")]) == 0
+        files = {place.parent.parent for place in settings.artifacts.rglob("MLmodel")}
+        assert len(files) == 3
+        assert [one["to"] for one in history(settings)] == [1]
+        with pytest.raises(PipelineError, match="^version 2 was pruned on "):
+            rollback(settings, 2)
+        assert rollback(settings, 3).startswith("rolled back: version 3")
+    assert {one.name for one in tmp_path.iterdir()} == {
+        *("plain.tar", f"{ODD_NAME}.tar", third.home.name, fourth.home.name)
+    }
 
 
 class TestStoreAddresses:

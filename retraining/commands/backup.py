@@ -7,22 +7,23 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from retraining import recovery
-from retraining.backups import Description, Writer
+from retraining.archives import ArchiveWriter, archive_written
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError
 from retraining.files import (
     TEMPORARY_PREFIX,
     TEMPORARY_SUFFIX,
+    UnusableFile,
     exclusive_lock,
     hash_bytes,
     listed,
     remove_left_overs,
     settled,
     waiting_names,
-    written_whole,
 )
 from retraining.ground_truth import STAGING_PREFIX
 from retraining.journal import JOURNAL_NAME
@@ -30,8 +31,9 @@ from retraining.notices import HEARTBEAT_NAME
 from retraining.recovery import NOTE_NAME
 from retraining.registry import places
 from retraining.settings import Settings, check_home
-from retraining.text import now, printable
+from retraining.text import now, printable, size_text
 
+KIND = "backup of a home"
 FOLDERS = ("new_gts", "used_gts", "withdrawn", "model", "reports", "mlflow_server/artifacts")
 STORE = "mlflow_server/backend_db/mlflow.db"
 KNOWN_RECORDINGS = ".pipeline_recordings"
@@ -40,6 +42,25 @@ FILES = (JOURNAL_NAME, KNOWN_RECORDINGS, HEARTBEAT_NAME, NOTE_NAME)
 EMPTY_FOLDER = ".gitkeep"
 MADE_AGAIN = "__pycache__"
 STORE_COPY = f"{TEMPORARY_PREFIX}store{TEMPORARY_SUFFIX}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a backup tells of the home.
+
+    Parameters
+    ----------
+    home
+        The folder that it was made of.
+    homes
+        Where the embedded store says that its files lie; none if it is not in the archive.
+    at
+        When it was made.
+    """
+
+    home: str
+    homes: list[str]
+    at: str
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -61,46 +82,27 @@ def backup(settings: Settings, path: Path) -> list[str]:
     """
     check_home(settings)
     path = path.expanduser().absolute()
-    if not path.parent.is_dir():
-        raise PipelineError(f"{path.parent} is not a folder; create it, or name another file")
     with exclusive_lock(settings, "backup"):
         recovery.tidy(settings)
-        # Of this home alone: others may be writing theirs into the same folder.
+        # Of this home alone: others may be writing theirs into the same folder. Also where the
+        # archive is there already: a killed backup may have both names of it.
         prefix = f"{TEMPORARY_PREFIX}backup-{hash_bytes(os.fsencode(settings.home))[:16]}-"
         remove_left_overs(path.parent, f"{prefix}*{TEMPORARY_SUFFIX}")
-        if os.path.lexists(path):
-            raise PipelineError(f"{path} is there already; name another file, or remove it")
-        try:
-            with written_whole(path, mode=0o600, overwrite=False, prefix=prefix) as temporary:
-                lines = _write(settings, temporary, path)
-        except FileExistsError as error:
-            raise PipelineError(f"{path} is there by now; name another file") from error
-        except OSError as error:
-            raise PipelineError(
-                f"{path} was not written: {error.strerror or error}; nothing is left of it"
-            ) from error
+        facts = asdict(Facts(str(settings.home), [], now()))
+        with archive_written(path, KIND, facts, prefix=prefix) as writer:
+            homes = _add_store(settings, writer)
+            facts["homes"] = [str(one) for one in homes]
+            # After the store: a version is written when its files are there.
+            left_out = _add_files(settings, writer, {writer.temporary, path})
+            lines = _lines(settings, writer, homes, left_out)
     return [f"backup: {path}: {lines[0]}", *lines[1:]]
 
 
-def _write(settings: Settings, temporary: Path, path: Path) -> list[str]:
-    """Write the archive; return how much is in it, and what is not."""
-    writer = Writer(temporary)
-    copy = settings.home / STORE_COPY
-    try:
-        # The store before its artifacts: a version is written when its files are there.
-        homes = _add_store(settings, writer, copy)
-        left_out = _add_files(settings, writer, {temporary, path})
-        description = Description(
-            home=str(settings.home),
-            homes=tuple(str(one) for one in homes),
-            at=now(),
-            members=writer.members,
-        )
-        writer.end(description)
-    finally:
-        writer.close()
-        copy.unlink(missing_ok=True)
-    lines = [f"{len(writer.members)} files, {description.n_bytes / 1e6:.1f} MB"]
+def _lines(
+    settings: Settings, writer: ArchiveWriter, homes: list[Path], left_out: list[str]
+) -> list[str]:
+    """Say how much is in the archive, and what is not."""
+    lines = [f"{len(writer.files)} files, {size_text(writer.n_bytes)}"]
     if places.own_database(settings) is None:
         lines.append(
             f"without the store {printable(settings.store_uri)}, which is not in this home: back "
@@ -116,26 +118,28 @@ def _write(settings: Settings, temporary: Path, path: Path) -> list[str]:
     return lines
 
 
-def _add_store(settings: Settings, writer: Writer, copy: Path) -> list[Path]:
+def _add_store(settings: Settings, writer: ArchiveWriter) -> list[Path]:
     """Add the embedded store as it is at one moment; return the homes that its places are of."""
-    database = places.own_database(settings)
+    database, copy = places.own_database(settings), settings.home / STORE_COPY
     if database is None or not database.is_file():
         return []
     try:
         places.copy_database(database, copy)
+        if damaged := places.damage(copy):
+            raise PipelineError(
+                f"{database} is damaged ({damaged}); restore it from an older backup; nothing was "
+                "written"
+            )
+        copy.chmod(0o600)
+        writer.add_file(STORE, copy)
+        return [*dict.fromkeys((settings.home, *places.homes_in(copy, settings)))]
     except sqlite3.Error as error:
         raise places.unreadable(database, error) from error
-    if damaged := places.damage(copy):
-        raise PipelineError(
-            f"{database} is damaged ({damaged}); restore it from an older backup; nothing was "
-            "written"
-        )
-    copy.chmod(0o600)
-    writer.add(copy, STORE)
-    return [*dict.fromkeys((settings.home, *places.homes_in(copy, settings)))]
+    finally:
+        copy.unlink(missing_ok=True)
 
 
-def _add_files(settings: Settings, writer: Writer, but: set[Path]) -> list[str]:
+def _add_files(settings: Settings, writer: ArchiveWriter, but: set[Path]) -> list[str]:
     """Add all that the home holds; return the names of what is there and cannot be."""
     left_out = []
     waiting = [settings.new_gts / name for name in waiting_names(settings.new_gts)]
@@ -148,12 +152,15 @@ def _add_files(settings: Settings, writer: Writer, but: set[Path]) -> list[str]:
     return left_out
 
 
-def _added(writer: Writer, path: Path, name: str) -> bool:
+def _added(writer: ArchiveWriter, path: Path, name: str) -> bool:
     """Add a file; say whether that was possible. One that is gone by now is none."""
     try:
-        return writer.add(path, name)
+        writer.add_file(name, path)
+    except UnusableFile:
+        return False
     except FileNotFoundError:
         return True
+    return True
 
 
 def _files(settings: Settings) -> Iterator[tuple[Path, str]]:

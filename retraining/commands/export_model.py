@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from retraining import recovery
 from retraining.archives import ArchiveWriter, archive_written
@@ -18,7 +19,7 @@ from retraining.commands.transfer import (
     as_json,
     entries_of,
 )
-from retraining.errors import EXIT_DONE, PipelineError, stop_request
+from retraining.errors import EXIT_DONE, stop_request
 from retraining.files import exclusive_lock
 from retraining.journal import Journal
 from retraining.registry import Registry, open_registry
@@ -52,30 +53,22 @@ def export(settings: Settings, target: Path) -> list[str]:
         If it is there, or if there is no such model.
     """
     check_home(settings)
+    target = target.expanduser().absolute()
     with exclusive_lock(settings, "export"):
         recovery.tidy(settings)
         registry = open_registry(settings)
         if not registry.versions.model_exists():
             registry.production.champion()  # says what to do
         memory = Journal(settings.home).read()
-        facts = {
+        facts: dict[str, Any] = {
             "home_id": memory.home_id,
             "model_name": settings.model_name,
             "exported_at": now(),
         }
-        try:
-            with archive_written(target, KIND, facts) as writer:
-                versions, runs = _add_model(registry, writer)
-                entries = entries_of(memory, settings.model_name)
-                writer.add_bytes(JOURNAL_FILE, as_json(entries))
-        except FileExistsError as error:
-            raise PipelineError(
-                f"{target} is there already: name another file, or move it away"
-            ) from error
-        except FileNotFoundError as error:
-            if target.parent.is_dir():
-                raise
-            raise PipelineError(f"there is no folder {target.parent}: make it first") from error
+        with archive_written(target, KIND, facts) as writer:
+            versions, runs = _add_model(registry, writer)
+            entries = entries_of(memory, settings.model_name)
+            writer.add_bytes(JOURNAL_FILE, as_json(entries))
     return [
         f"exported {len(versions)} versions and {len(runs)} runs of {settings.model_name} to "
         f"{target}, {size_text(target.stat().st_size)}",

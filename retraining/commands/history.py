@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retraining.command_line import Command, print_result
+from retraining.commands.transfer import Imported
 from retraining.errors import EXIT_DONE, UsageError
 from retraining.journal import Journal, Vouch
 from retraining.registry import open_registry
 from retraining.registry.facts import Change
-from retraining.registry.relocation import relocation_lines
+from retraining.registry.relocation import Relocated
 from retraining.settings import Settings, check_home
 from retraining.text import as_local_time, error_text
 
@@ -30,9 +31,19 @@ def _work(settings: Settings, options: argparse.Namespace) -> int:
     changes = history(settings)
     if options.at is None:
         trusted = trusted_versions(settings)
-        lines = [change_line(one) for one in changes] + [trust_line(one) for one in trusted]
-        lines += relocation_lines(settings)
-        facts: dict[str, Any] = {"changes": changes, "trusted": trusted}
+        moved, imported = relocations(settings), imports(settings)
+        lines = [
+            *(change_line(one) for one in changes),
+            *(trust_line(one) for one in trusted),
+            *(relocation_line(one) for one in moved),
+            *(import_line(one) for one in imported),
+        ]
+        facts: dict[str, Any] = {
+            "changes": changes,
+            "trusted": trusted,
+            "relocations": moved,
+            "imports": imported,
+        }
     else:
         lines, facts = _answer(changes, options.at)
     print_result(lines, facts, as_json=options.json)
@@ -82,6 +93,45 @@ def trusted_versions(settings: Settings) -> list[dict[str, Any]]:
 def trust_line(trusted: Mapping[str, Any]) -> str:
     """Return one word of trust as a line for a person."""
     return f"{trusted['at']}  trusted: {trusted['version']}  {trusted['who']}  {trusted['reason']}"
+
+
+def relocations(settings: Settings) -> list[dict[str, Any]]:
+    """Return when the home was moved, copied or restored, the newest first."""
+    return [
+        {
+            "at": one.at,
+            "what": "restored" if one.backup else "copied" if one.as_copy else "moved",
+            "from": one.origin,
+            "to": one.to,
+            "backup": one.backup or None,
+            "who": one.who,
+        }
+        for one in reversed(Journal(settings.home).read().all(Relocated))
+    ]
+
+
+def relocation_line(relocation: Mapping[str, Any]) -> str:
+    """Return one of them as a line for a person."""
+    origin, backup = relocation["from"], relocation["backup"]
+    source = f"{backup}, of {origin}" if backup else origin
+    what = f"{relocation['what']}: {source} -> {relocation['to']}"
+    return f"{relocation['at']}  {what}  {relocation['who']}"
+
+
+def imports(settings: Settings) -> list[dict[str, Any]]:
+    """Return when the registered model came from another store, the newest first."""
+    return [
+        {"at": one.at, "versions": one.versions, "who": one.who, "reason": one.reason or None}
+        for one in reversed(Journal(settings.home).read().all(Imported))
+        if one.model_name == settings.model_name
+    ]
+
+
+def import_line(imported: Mapping[str, Any]) -> str:
+    """Return one of them as a line for a person."""
+    what = f"imported: {imported['versions']} versions"
+    parts = [imported["at"], what, imported["who"], imported["reason"] or ""]
+    return "  ".join(part for part in parts if part)
 
 
 def _facts(change: Change, before: Change | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from retraining import recovery
-from retraining.archives import Archive, extracted
+from retraining.archives import Extracted, extracted
 from retraining.command_line import Command, print_result
 from retraining.commands.transfer import (
     KIND,
@@ -36,7 +36,6 @@ from retraining.registry.stored_models import MOST_FILES, folder_digest, older_f
 from retraining.settings import Settings, check_home
 from retraining.text import now, printable
 
-MOST_FILES_OF_AN_ARCHIVE = 1_000_000
 logger = logging.getLogger("pipeline")
 
 
@@ -76,7 +75,7 @@ def import_model(settings: Settings, path: Path, reason: str = "") -> list[str]:
     check_home(settings)
     with exclusive_lock(settings, "import"):
         recovery.tidy(settings)
-        with extracted(path, KIND, most_files=MOST_FILES_OF_AN_ARCHIVE) as archive:
+        with extracted(path, KIND) as archive:
             transfer = read_transfer(archive, path)
             _check(settings, transfer, archive, path)
             if settings.database is None or settings.database.is_file():
@@ -95,7 +94,7 @@ def import_model(settings: Settings, path: Path, reason: str = "") -> list[str]:
             return _imported(settings, registry, transfer, archive, reason)
 
 
-def _check(settings: Settings, transfer: Transfer, archive: Archive, path: Path) -> None:
+def _check(settings: Settings, transfer: Transfer, archive: Extracted, path: Path) -> None:
     """Refuse an archive of another model, and versions that are too large for this home.
 
     Raises
@@ -137,7 +136,7 @@ def _is_known(transfer: Transfer, memory: Memory) -> bool:
 
 
 def _imported(
-    settings: Settings, registry: Registry, transfer: Transfer, archive: Archive, reason: str
+    settings: Settings, registry: Registry, transfer: Transfer, archive: Extracted, reason: str
 ) -> list[str]:
     registry.create_experiment_and_model()
     copies = registry.copies
@@ -174,7 +173,7 @@ def _imported(
     ]
 
 
-def _folders(archive: Archive, kind: str) -> dict[str, Path]:
+def _folders(archive: Extracted, kind: str) -> dict[str, Path]:
     """Return the folders of one kind in an archive by their names."""
     names = {name.split("/")[1] for name in archive.sizes if name.startswith(f"{kind}/")}
     return {name: archive.folder / kind / name for name in names}

@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import tarfile
 from pathlib import Path
 from typing import Any
 
-from retraining.backups import Description, extract, opened
+from retraining.archives import Archive, opened, read_as
 from retraining.command_line import Command, print_result
 from retraining.commands.backup import (
     FILES,
     FOLDERS,
+    KIND,
     STORE,
+    Facts,
     holds_anything,
     is_of_a_home,
     is_private,
@@ -27,7 +28,6 @@ from retraining.commands.backup import (
 from retraining.errors import EXIT_DONE, PipelineError
 from retraining.files import (
     exclusive_lock,
-    hash_bytes,
     make_folder,
     move_files,
     read_regular_file,
@@ -73,21 +73,20 @@ def restore(settings: Settings, path: Path, *, as_copy: bool = False) -> list[st
     """
     path = path.expanduser().absolute()
     home = settings.home
-    with opened(path) as (tar, description):
-        _check_names(description)
+    with opened(path, KIND) as archive:
+        facts = _facts_of(archive)
         begun = _begun(home)
         if begun is None:
             _check_empty(home)
         make_folder(home)
         with exclusive_lock(settings, "restore"):
             begun = _begun(home)
-            digest = hash_bytes(description.to_bytes())
             if begun is None:
                 _check_empty(home)
-                begun = _stage(settings, tar, description, path.name, as_copy=as_copy)
-                begun["digest"] = digest
+                begun = _stage(settings, archive, facts, as_copy=as_copy)
+                begun["digest"] = archive.sha256
                 write_durably(home / RESTORING_NOTE, json.dumps(begun).encode(), mode=0o600)
-            elif begun.get("digest") != digest:
+            elif begun.get("digest") != archive.sha256:
                 raise PipelineError(
                     f"restoring {home} from {begun.get('backup', 'another file')} was cut off; end "
                     "that first, with that file"
@@ -112,13 +111,18 @@ def _begun(home: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def _check_names(description: Description) -> None:
-    """Refuse an archive that would write anything but a home's content."""
-    strange = [name for name in description.members if not is_of_a_home(name)]
+def _facts_of(archive: Archive) -> Facts:
+    """Return what a backup tells; refuse one that would write anything but a home's content."""
+    strange = [name for name in archive.files if not is_of_a_home(name)]
     if strange:
-        raise ValueError(f"holds {printable(strange[0])}, which no home has")
-    if description.homes and STORE not in description.members:
-        raise ValueError(f"lacks {STORE}")
+        raise archive.refused(f"holds {printable(strange[0])}, which no home has")
+    try:
+        facts = read_as(Facts, archive.facts)
+    except TypeError as error:
+        raise archive.refused(f"tells what no backup does ({printable(error)})") from error
+    if facts.homes and STORE not in archive.files:
+        raise archive.refused(f"lacks {STORE}")
+    return facts
 
 
 def _check_empty(home: Path) -> None:
@@ -142,9 +146,7 @@ def _not_empty(home: Path, name: str) -> PipelineError:
 # --- Verify ---
 
 
-def _stage(
-    settings: Settings, tar: tarfile.TarFile, description: Description, name: str, *, as_copy: bool
-) -> dict[str, Any]:
+def _stage(settings: Settings, archive: Archive, facts: Facts, *, as_copy: bool) -> dict[str, Any]:
     """Extract and verify a home beside where it goes; return what is noted of it."""
     home, staged = settings.home, settings.home / RESTORING
     if staged.exists():  # of a restore that was cut off
@@ -153,11 +155,11 @@ def _stage(
     try:
         for each in (settings.new_gts, settings.used_gts):
             (staged / each.name).mkdir()
-        extract(tar, description, staged)
-        for member in description.members:
+        archive.extract(staged, to_stay=True)
+        for member in archive.files:
             if is_private(member):
                 (staged / member).chmod(0o600)
-        lines = _verify(settings, description, name, as_copy=as_copy)
+        lines = _verify(settings, facts, archive.path.name, as_copy=as_copy)
         for folder in (staged / STORE).parents:
             sync_folder(folder) if folder.is_dir() else None
             if folder == staged:
@@ -165,16 +167,17 @@ def _stage(
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
-    said = f"restored: {home} from {name}, made on {description.at} of {description.home}"
-    return {"backup": name, "lines": [f"{said}: {len(description.members)} files", *lines]}
+    name, origin = archive.path.name, printable(facts.home)
+    said = f"restored: {home} from {name}, made on {printable(facts.at)} of {origin}"
+    return {"backup": name, "lines": [f"{said}: {len(archive.files)} files", *lines]}
 
 
-def _verify(settings: Settings, description: Description, name: str, *, as_copy: bool) -> list[str]:
+def _verify(settings: Settings, facts: Facts, name: str, *, as_copy: bool) -> list[str]:
     """Let the extracted store point to the home, and compare its versions with the journal."""
     home, staged, lines = settings.home, settings.home / RESTORING, []
-    origin = Path(description.home)
-    if description.homes:
-        homes = tuple(Path(one) for one in description.homes)
+    origin = Path(facts.home)
+    if facts.homes:
+        homes = tuple(Path(one) for one in facts.homes)
         remedy = "restore from an older backup"
         verified = prepare(settings, staged / STORE, homes, at=staged, remedy=remedy)
         sync_file(staged / STORE)

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-from retraining.archives import Archive
+from retraining.archives import Extracted, checked, read_as
 from retraining.errors import PipelineError
 from retraining.journal import BecameProduction, DidNotBecome, Entry, Memory, Vouch
 from retraining.looks import Judged, Look
 from retraining.registry.copies import ENDED, ModelCopy, RunCopy, VersionCopy
 from retraining.registry.pruned import Pruned
 
-KIND = "model"
+KIND = "export of a model"
 MODEL_FILE, JOURNAL_FILE = "model.json", "journal.json"
 OF_A_MODEL: tuple[type[Entry], ...] = (
     *(Vouch, BecameProduction, DidNotBecome, Judged, Look, Pruned),
 )
 """What a journal says of a registered model; all else in it is about the home's recordings."""
 MOST_VERSIONS = 10_000
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ def as_json(entries: list[Entry]) -> bytes:
 # --- Reading, without trusting it ---
 
 
-def read_transfer(archive: Archive, path: Path) -> Transfer:
+def read_transfer(archive: Extracted, path: Path) -> Transfer:
     """Return what an archive holds, every value of the type that it should be.
 
     Parameters
@@ -117,8 +112,8 @@ def read_transfer(archive: Archive, path: Path) -> Transfer:
         found = _json(archive, MODEL_FILE)
         kinds = {kind.KIND: kind for kind in OF_A_MODEL}
         transfer = Transfer(
-            home_id=_checked(archive.facts["home_id"], str),
-            model_name=_checked(archive.facts["model_name"], str),
+            home_id=checked(archive.facts["home_id"], str),
+            model_name=checked(archive.facts["model_name"], str),
             model=read_as(ModelCopy, found["model"]),
             versions=tuple(read_as(VersionCopy, one) for one in found["versions"]),
             runs=tuple(read_as(RunCopy, one) for one in found["runs"]),
@@ -137,7 +132,7 @@ def read_transfer(archive: Archive, path: Path) -> Transfer:
     return transfer
 
 
-def _json(archive: Archive, name: str) -> Any:
+def _json(archive: Extracted, name: str) -> Any:
     def refuse(text: str) -> float:
         raise ValueError(f"{text} is no number")
 
@@ -167,35 +162,3 @@ def _check(transfer: Transfer) -> None:
         raise ValueError("a metric has a name, a value, a time and a step")
     if any(getattr(one, "model_name", name) != name for one in transfer.entries):
         raise ValueError("the journal speaks of this model")
-
-
-def read_as(kind: type[Value], found: Mapping[str, Any]) -> Value:
-    """Return a dataclass of values that come from JSON; names that it does not know are left out.
-
-    Raises
-    ------
-    TypeError
-        If a value is of another type than its field, or one is missing.
-    """
-    hints = typing.get_type_hints(kind)
-    fields = [one.name for one in dataclasses.fields(kind) if one.name in found]  # type: ignore[arg-type]
-    return kind(**{name: _checked(found[name], hints[name]) for name in fields})
-
-
-def _checked(value: Any, hint: Any) -> Any:
-    if not _is_of(value, hint):
-        raise TypeError(f"{str(value)[:60]!r} is no {getattr(hint, '__name__', hint)}")
-    return value
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_is_of(value, one) for one in inner)
-    if origin is list:
-        return type(value) is list and all(_is_of(one, inner[0]) for one in value)
-    if origin is dict:
-        return type(value) is dict and all(_is_of(one, inner[1]) for one in value.values())
-    if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return value is None if hint is types.NoneType else type(value) is hint

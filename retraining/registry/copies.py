@@ -31,9 +31,9 @@ from retraining.registry.facts import (
 from retraining.registry.runs import Runs
 from retraining.registry.store import NOT_THERE, Connection, is_outage
 from retraining.registry.stored_models import (
-    MOST_FILES,
     LoggedModel,
     StoredModels,
+    count_files,
     folder_digest,
     remove_bytecode,
     sync_local_artifacts,
@@ -234,7 +234,8 @@ class Copies:
 
         mlflow = self.connection.mlflow
         try:
-            there = bool(location) and self._has_files(location, source)
+            limit = self.connection.settings.max_model_mb
+            there = bool(location) and count_files(location, source, limit) > 0
         except (OSError, mlflow.MlflowException) as error:
             if is_outage(error):
                 raise
@@ -248,30 +249,6 @@ class Copies:
             folder.mkdir()
             get_artifact_repository(location).download_artifacts("", str(folder))
             yield folder
-
-    def _has_files(self, location: str, source: str) -> bool:
-        """Say whether there is anything; refuse more than a version may be.
-
-        Raises
-        ------
-        PipelineError
-            With the limit.
-        """
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        repository, limit = get_artifact_repository(location), self.connection.settings.max_model_mb
-        n_bytes, n_files, folders = 0, 0, [""]
-        while folders:
-            for one in repository.list_artifacts(folders.pop() or None):
-                n_files += 1
-                n_bytes += 0 if one.is_dir else one.file_size or 0
-                folders += [one.path] if one.is_dir else []
-                if n_bytes > limit * 1e6 or n_files > MOST_FILES:
-                    raise PipelineError(
-                        f"the files of {source} are more than {limit:g} MB, or more than "
-                        f"{MOST_FILES}; raise --max-model-mb if they should be"
-                    )
-        return n_files > 0
 
     @contextlib.contextmanager
     def _where_it_is(self) -> Iterator[None]:

@@ -37,10 +37,11 @@ from retraining.registry.facts import (
     NotInRegistry,
     RegisteredVersion,
 )
-from retraining.registry.stored_models import folder_digest, older_folder_digest
+from retraining.registry.pruned import pruning_of
+from retraining.registry.stored_models import MODEL_FILE, folder_digest, older_folder_digest
 from retraining.registry.vouches import Vouches
 from retraining.settings import Settings
-from retraining.text import now, printable
+from retraining.text import moment, now, printable
 
 COPY_NAME = ".relocating.db"
 IN_USE = (PRODUCTION, PREVIOUS)
@@ -82,7 +83,7 @@ class Verified:
     n_whole
         Versions that are what they were.
     problems
-        What is wrong with others, a sentence each.
+        What is wrong with others, or that they were pruned, a sentence each.
     fatal
         Those of them that are of the versions in use.
     """
@@ -256,16 +257,6 @@ def last_relocation(memory: Memory, to: Path | None = None) -> Relocated | None:
     return found[-1]
 
 
-def relocation_lines(settings: Settings) -> list[str]:
-    """Say when the home was moved, copied or restored, the newest first."""
-    lines = []
-    for one in reversed(Journal(settings.home).read().all(Relocated)):
-        what = "restored" if one.backup else "copied" if one.as_copy else "moved"
-        source = f"{one.backup}, of {one.origin}" if one.backup else one.origin
-        lines.append(f"{one.at}  {what}: {source} -> {one.to}  {one.who}")
-    return lines
-
-
 def _replace(database: Path, copy: Path) -> Path:
     """Put a checked copy in the place of the store; return where the old one is kept."""
     mode = stat.S_IMODE(database.stat().st_mode)
@@ -318,7 +309,8 @@ def verify(settings: Settings, database: Path, *, at: Path) -> Verified:
             stop_request.obey()
             named = dataclasses.replace(settings, model_name=name)
             checked = _Checked(named, memory, version, _files_of(store, version, named, at))
-            wrong = checked.problem(places.path_of(place, settings.home, at), place)
+            folder = places.path_of(place, settings.home, at)
+            wrong = checked.problem(folder, place) or checked.pruned(folder)
             if not wrong:
                 n_whole += 1
                 continue
@@ -382,7 +374,8 @@ class _Checked:
             return f"its files are outside this home, at {printable(place)}" if is_local else ""
         if not folder.is_dir():
             return f"its files are missing at {folder}"
-        if self._expected and self._expected not in _digests(folder):
+        is_known = self._expected and not self.pruned(folder)
+        if is_known and self._expected not in _digests(folder):
             return f"the files at {folder} are not those that were registered"
         for tag, name in (
             (TAG_MANIFEST_HASH, MANIFEST_FILE),
@@ -397,6 +390,15 @@ class _Checked:
             if hash_file(path) != expected:
                 return f"{path} is not what was registered"
         return ""
+
+    def pruned(self, folder: Path | None) -> str:
+        """Say when its model file was removed, as far as that is why it is not there."""
+        if folder is None or (folder / MODEL_FILE).exists():
+            return ""
+        entry = pruning_of(self.version, self.memory, self.settings.model_name)
+        if entry is None:
+            return ""
+        return f"pruned on {moment(entry.at)}: its {MODEL_FILE} is gone"
 
     @property
     def _expected(self) -> str:

@@ -5,7 +5,6 @@ MLflow is imported when a store is opened, not before, after its time limits are
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -243,11 +242,11 @@ def upgrade_store(settings: Settings) -> str:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     SqlAlchemyStore(sqlite_uri(copy), settings.artifacts.as_uri()).engine.dispose()
-    with contextlib.closing(sqlite3.connect(copy)) as connection:
-        state = connection.execute("PRAGMA integrity_check").fetchone()[0]
-    if state != "ok" or _schema_of(copy) != needed:
+    state = places.damage(copy)
+    if state or _schema_of(copy) != needed:
         raise PipelineError(
-            f"the upgraded copy {copy} is damaged ({state}); the store is unchanged"
+            f"the upgraded copy {copy} is damaged ({state or 'its schema is another one'}); the "
+            "store is unchanged"
         )
     sync_file(copy)
     copy.rename(database)
@@ -268,9 +267,7 @@ def _schema_needed() -> str:
 
 def _schema_of(database: Path) -> str:
     """Return a store's schema; not read-only, for a dead process may have left a journal."""
-    with contextlib.closing(
-        sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True)
-    ) as connection:
+    with places.opened(database) as connection:
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     return str(row[0]) if row else ""
 

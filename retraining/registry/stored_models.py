@@ -166,7 +166,8 @@ class StoredModels:
         mlflow, uri = self.connection.mlflow, self.location(version)
         with tempfile.TemporaryDirectory(prefix="pipeline-model-") as folder:
             try:
-                self._check_size(version, uri)
+                limit, remedy = self.connection.settings.max_model_mb, f", or {OTHER_VERSION}"
+                count_files(uri, f"version {version.number}", limit, remedy)
                 exchanges.begin_download()
                 path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
             except (OSError, mlflow.MlflowException) as error:
@@ -202,31 +203,6 @@ class StoredModels:
         """Return the address of a version's files."""
         client, name = self.connection.client, self.connection.name
         return str(client.get_model_version_download_uri(name, str(version.number)))
-
-    def _check_size(self, version: RegisteredVersion, uri: str) -> None:
-        """Refuse a version that is too large before any of it is copied.
-
-        Raises
-        ------
-        PipelineError
-            With the limit.
-        """
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        repository = get_artifact_repository(uri)
-        n_bytes, n_files, folders = 0, 0, [""]
-        limit = self.connection.settings.max_model_mb
-        while folders:
-            for one in repository.list_artifacts(folders.pop() or None):
-                n_files += 1
-                n_bytes += 0 if one.is_dir else one.file_size or 0
-                folders += [one.path] if one.is_dir else []
-                if n_bytes > limit * 1e6 or n_files > MOST_FILES:
-                    raise PipelineError(
-                        f"the files of version {version.number} are more than {limit:g} MB, or "
-                        f"more than {MOST_FILES}; nothing was copied: raise --max-model-mb if they "
-                        f"should be, or {OTHER_VERSION}"
-                    )
 
     @contextlib.contextmanager
     def verified_files(self, version: RegisteredVersion) -> Iterator[Path]:
@@ -302,9 +278,7 @@ class StoredModels:
         PipelineError
             If it is there afterwards: S3 tells nobody what it refused.
         """
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        get_artifact_repository(location).delete_artifacts(MODEL_FILE)
+        delete_artifact(location, MODEL_FILE)
         sync_local_artifacts(location)
         if self.model_file_bytes(location) is not None:
             raise PipelineError(
@@ -485,15 +459,68 @@ def _load_skops(path: Path, number: int, trusted_types: Sequence[str]) -> Any:
         ) from error
 
 
-def sync_local_artifacts(uri: str) -> None:
-    """Make a model's files durable where they lie on this machine."""
+def count_files(uri: str, source: str, limit_mb: float, remedy: str = "") -> int:
+    """Return how many files are at an address, before any of them is copied.
+
+    Parameters
+    ----------
+    source, remedy
+        Whose they are, and what else helps, for the message.
+
+    Raises
+    ------
+    PipelineError
+        If they are too large, or too many.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    repository = get_artifact_repository(uri)
+    n_bytes, n_files, folders = 0, 0, [""]
+    while folders:
+        for one in repository.list_artifacts(folders.pop() or None):
+            n_files += 1
+            n_bytes += 0 if one.is_dir else one.file_size or 0
+            folders += [one.path] if one.is_dir else []
+            if n_bytes > limit_mb * 1e6 or n_files > MOST_FILES:
+                raise PipelineError(
+                    f"the files of {source} are more than {limit_mb:g} MB, or more than "
+                    f"{MOST_FILES}; nothing was copied: raise --max-model-mb if they should be"
+                    f"{remedy}"
+                )
+    return n_files
+
+
+def delete_artifact(uri: str, name: str) -> None:
+    """Remove a file below an address.
+
+    Notes
+    -----
+    MLflow decodes a local address twice, so that below a folder `50%20off` it would remove what
+    lies in `50 off`, and nothing here.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    folder = _local_folder(uri)
+    if folder is None:
+        get_artifact_repository(uri).delete_artifacts(name)
+    else:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _local_folder(uri: str) -> Path | None:
+    """Return where an address leads on this machine; None if it is another's."""
     from urllib.request import url2pathname
 
     parts = urllib.parse.urlparse(uri)
     if parts.scheme not in ("", "file"):
-        return
-    folder = Path(url2pathname(parts.path))
-    if not folder.is_dir():
+        return None
+    return Path(url2pathname(parts.path if parts.scheme else uri))
+
+
+def sync_local_artifacts(uri: str) -> None:
+    """Make a model's files durable where they lie on this machine."""
+    folder = _local_folder(uri)
+    if folder is None or not folder.is_dir():
         return
     for path in folder.rglob("*"):
         if path.is_file():

@@ -21,10 +21,11 @@ from conftest import BATCH, Domain, make_home
 
 import pipeline_orchestrator
 from pipeline_orchestrator import champion_on_used, run_orchestrator
-from retraining.backups import MANIFEST_NAME
+from retraining.archives import CONTENTS, ArchiveWriter
 from retraining.commands import backup as backup_command
 from retraining.commands import restore as restore_command
-from retraining.commands.backup import KNOWN_RECORDINGS, STORE, backup
+from retraining.commands.backup import KIND, KNOWN_RECORDINGS, STORE, backup
+from retraining.commands.history import relocation_line, relocations
 from retraining.commands.predict import predict
 from retraining.commands.restore import restore
 from retraining.commands.status import status
@@ -34,7 +35,7 @@ from retraining.journal import JOURNAL_NAME, Home, Journal
 from retraining.known_recordings import FILE_NAME
 from retraining.outcome import Outcome
 from retraining.registry import open_registry, places
-from retraining.registry.relocation import Relocated, relocate, relocation_lines
+from retraining.registry.relocation import Relocated, relocate
 from retraining.registry.store import upgrade_store
 from retraining.settings import RESTORING, RESTORING_NOTE
 
@@ -80,11 +81,11 @@ class TestBackup:
     ) -> None:
         """Each member with its digest; the archive is its owner's alone."""
         names = names_in(archive)
-        assert names[-1] == MANIFEST_NAME
+        assert names[-1] == CONTENTS
         assert sorted(names[:-1]) == sorted([*contents(home), JOURNAL_NAME, STORE])
         with tarfile.open(archive) as tar:
-            manifest = json.load(tar.extractfile(MANIFEST_NAME) or io.BytesIO())
-            for name, member in manifest["members"].items():
+            manifest = json.load(tar.extractfile(CONTENTS) or io.BytesIO())
+            for name, member in manifest["files"].items():
                 content = (tar.extractfile(name) or io.BytesIO()).read()
                 assert hashlib.sha256(content).hexdigest() == member["sha256"]
         assert archive.stat().st_mode & 0o777 == 0o600
@@ -200,12 +201,12 @@ class TestBackup:
             left.extend(shutil.copy(one, f"{one}.kept") for one in folder.glob(".pipeline-*"))
             raise KeyboardInterrupt
 
-        def writing(settings: Any, temporary: Path, path: Path) -> list[str]:
-            die(temporary.parent)
+        def writing(_: Any, writer: ArchiveWriter) -> list[Path]:
+            die(writer.temporary.parent)
             return []
 
         with monkeypatch.context() as patch:
-            patch.setattr(backup_command, "_write", writing)
+            patch.setattr(backup_command, "_add_store", writing)
             with pytest.raises(KeyboardInterrupt):
                 backup(settings_of(home), tmp_path / "one.tar")
         for one in left:
@@ -214,6 +215,10 @@ class TestBackup:
         other.write_text("of another home")
         assert len(list(tmp_path.glob(".pipeline-*"))) == 2
         backup(settings_of(home), tmp_path / "two.tar")
+        assert list(tmp_path.glob(".pipeline-*")) == [other]
+        shutil.copy(tmp_path / "two.tar", left[-1].removesuffix(".kept"))
+        with pytest.raises(PipelineError, match="is there already"):
+            backup(settings_of(home), tmp_path / "two.tar")
         assert list(tmp_path.glob(".pipeline-*")) == [other]
 
     def test_a_full_disk_leaves_nothing(
@@ -267,7 +272,7 @@ class TestRestore:
             str(settings.home),
             "stems.tar",
         )
-        assert "restored: stems.tar, of" in relocation_lines(settings)[0]
+        assert "restored: stems.tar, of" in relocation_line(relocations(settings)[0])
 
     def test_names_that_are_no_text_come_back(
         self, home: Path, tmp_path: Path, settings_of: SettingsOf
@@ -372,7 +377,7 @@ class TestRestore:
         """With how much is needed."""
         usage = dataclasses.make_dataclass("Usage", ["free"])(10)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(PipelineError, match="the backup needs"):
+        with pytest.raises(PipelineError, match="the backup of a home needs"):
             restore(settings_of(tmp_path / "new"), archive)
 
     @pytest.mark.slow
@@ -407,90 +412,90 @@ def plain(name: str, kind: bytes = tarfile.REGTYPE, linkname: str = "") -> tarfi
 
 def manifest(contents_of: dict[str, bytes], **changes: Any) -> bytes:
     """Return what an archive should say of its members."""
-    facts = {
-        "schema": 1,
-        "home": "/srv/stems",
-        "homes": [],
-        "at": "2026-11-26T00:00:00+00:00",
-        "members": {
-            name: {"sha256": hashlib.sha256(content).hexdigest(), "n_bytes": len(content)}
-            for name, content in contents_of.items()
-        },
-        **changes,
+    facts = {"home": "/srv/stems", "homes": [], "at": "2026-11-26T00:00:00+00:00"}
+    files = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "n_bytes": len(content)}
+        for name, content in contents_of.items()
     }
-    return json.dumps(facts).encode()
+    told = {"schema": 1, "kind": KIND, "facts": facts, "files": files, **changes}
+    return json.dumps(told).encode()
 
 
 X = b"x"
+TOLD = {"home": "/srv/stems", "homes": [], "at": ""}
 HOSTILE: dict[str, list[tuple[tarfile.TarInfo, bytes]]] = {
     "absolute": [
         (plain("/tmp/evil"), X),
-        (plain(MANIFEST_NAME), manifest({"/tmp/evil": X})),
+        (plain(CONTENTS), manifest({"/tmp/evil": X})),
     ],
     "leads out": [
         (plain("new_gts/../../evil"), X),
-        (plain(MANIFEST_NAME), manifest({"new_gts/../../evil": X})),
+        (plain(CONTENTS), manifest({"new_gts/../../evil": X})),
     ],
     "code": [
         (plain("pipeline_orchestrator.py"), X),
-        (plain(MANIFEST_NAME), manifest({"pipeline_orchestrator.py": X})),
+        (plain(CONTENTS), manifest({"pipeline_orchestrator.py": X})),
     ],
     "the lock": [
         (plain(".pipeline.lock"), X),
-        (plain(MANIFEST_NAME), manifest({".pipeline.lock": X})),
+        (plain(CONTENTS), manifest({".pipeline.lock": X})),
     ],
     "a link": [
         (plain("used_gts/a.csv", tarfile.SYMTYPE, "/etc/passwd"), b""),
-        (plain(MANIFEST_NAME), manifest({"used_gts/a.csv": b""})),
+        (plain(CONTENTS), manifest({"used_gts/a.csv": b""})),
     ],
     "a hard link": [
         (plain("used_gts/a.csv", tarfile.LNKTYPE, "/etc/passwd"), b""),
-        (plain(MANIFEST_NAME), manifest({"used_gts/a.csv": b""})),
+        (plain(CONTENTS), manifest({"used_gts/a.csv": b""})),
     ],
     "a pipe": [
         (plain("used_gts/a.csv", tarfile.FIFOTYPE), b""),
-        (plain(MANIFEST_NAME), manifest({"used_gts/a.csv": b""})),
+        (plain(CONTENTS), manifest({"used_gts/a.csv": b""})),
     ],
     "twice": [
         (plain("used_gts/a.csv"), X),
         (plain("used_gts/a.csv"), X),
-        (plain(MANIFEST_NAME), manifest({"used_gts/a.csv": X})),
+        (plain(CONTENTS), manifest({"used_gts/a.csv": X})),
     ],
     "file and folder": [
         (plain("used_gts/a"), X),
         (plain("used_gts/a/b"), X),
-        (plain(MANIFEST_NAME), manifest({"used_gts/a": X, "used_gts/a/b": X})),
+        (plain(CONTENTS), manifest({"used_gts/a": X, "used_gts/a/b": X})),
     ],
     "more than it says": [
         (plain("used_gts/a.csv"), X),
         (plain("used_gts/b.csv"), X),
-        (plain(MANIFEST_NAME), manifest({"used_gts/a.csv": X})),
+        (plain(CONTENTS), manifest({"used_gts/a.csv": X})),
     ],
     "less than it says": [
-        (plain(MANIFEST_NAME), manifest({"used_gts/a.csv": X})),
+        (plain(CONTENTS), manifest({"used_gts/a.csv": X})),
     ],
     "another size": [
         (plain("used_gts/a.csv"), X * 2),
-        (plain(MANIFEST_NAME), manifest({"used_gts/a.csv": X})),
+        (plain(CONTENTS), manifest({"used_gts/a.csv": X})),
     ],
     "another content": [
         (plain("used_gts/a.csv"), b"y"),
-        (plain(MANIFEST_NAME), manifest({"used_gts/a.csv": X})),
+        (plain(CONTENTS), manifest({"used_gts/a.csv": X})),
     ],
     "no manifest": [(plain("used_gts/a.csv"), X)],
-    "a manifest that is none": [(plain(MANIFEST_NAME), b"[1]")],
-    "a deep manifest": [(plain(MANIFEST_NAME), b"[" * 100_000)],
-    "a newer one": [(plain(MANIFEST_NAME), manifest({}, schema=2))],
+    "a manifest that is none": [(plain(CONTENTS), b"[1]")],
+    "a deep manifest": [(plain(CONTENTS), b"[" * 100_000)],
+    "a newer one": [(plain(CONTENTS), manifest({}, schema=2))],
     "a digest that is none": [
-        (plain(MANIFEST_NAME), manifest({}, members={"used_gts/a": {"sha256": 1, "n_bytes": 1}}))
+        (plain(CONTENTS), manifest({}, files={"used_gts/a": {"sha256": 1, "n_bytes": 1}}))
     ],
     "a size that is none": [
         (
-            plain(MANIFEST_NAME),
-            manifest({}, members={"used_gts/a": {"sha256": "0" * 64, "n_bytes": True}}),
+            plain(CONTENTS),
+            manifest({}, files={"used_gts/a": {"sha256": "0" * 64, "n_bytes": True}}),
         )
     ],
-    "no store": [(plain(MANIFEST_NAME), manifest({}, homes=["/srv/stems"]))],
+    "no store": [(plain(CONTENTS), manifest({}, facts={**TOLD, "homes": ["/srv/stems"]}))],
+    "a home that is none": [(plain(CONTENTS), manifest({}, facts={**TOLD, "home": 1}))],
+    "homes that are none": [(plain(CONTENTS), manifest({}, facts={**TOLD, "homes": [[]]}))],
+    "no facts": [(plain(CONTENTS), manifest({}, facts={}))],
+    "an export": [(plain(CONTENTS), manifest({}, kind="export of a model"))],
 }
 
 

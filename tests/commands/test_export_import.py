@@ -358,5 +358,5 @@ class TestAHostileArchive:
             member = next(one for one in tar if one.name.endswith(MODEL_FILE))
         place = member.offset_data + 5
         path.write_bytes(content[:place] + b"x" + content[place + 1 :])
-        with pytest.raises(PipelineError, match="is not what archive.json tells"):
+        with pytest.raises(PipelineError, match="is not what was put in"):
             import_model(other, path, WORD)

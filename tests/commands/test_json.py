@@ -12,7 +12,10 @@ from conftest import BATCH, FAST_WORDS, ROOT, write_mislabelled
 from sample_gts import write_recordings
 
 from pipeline_orchestrator import main
+from retraining.commands.transfer import Imported
+from retraining.journal import Journal
 from retraining.outcome import Outcome
+from retraining.settings import Settings
 
 DOCUMENT = (ROOT / "docs" / "json.md").read_text()
 pytestmark = pytest.mark.usefixtures("fast_training")
@@ -96,6 +99,31 @@ def test_lineage_and_reproduce_print_what_is_documented(
         *("version", "identical", "recordings", "predictions", "probabilities"),
         *("largest_difference", "different", "n_folds", "random_state", "recorded", "packages"),
     }
+
+
+def test_history_tells_where_a_home_and_its_model_came_from(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every field of what has no version; people read the same."""
+    archive = str(tmp_path / "stems.tar")
+    main(["backup", archive, "--home", str(home)])
+    main(["restore", archive, "--copy", "--home", str(tmp_path / "new")])
+    settings = Settings(home=tmp_path / "new")
+    name = settings.model_name
+    Journal(settings.home).append(Imported("0" * 64, "a home", name, 3, "meant", "ann", "then"))
+    Journal(settings.home).append(Imported("0" * 64, "a home", "Oaks", 3, "", "ann", "then"))
+    capsys.readouterr()
+    found = printed(capsys, settings.home, "history")
+    assert [found["relocations"][0][key] for key in ("what", "from", "to", "backup")] == [
+        *("restored", str(home), str(settings.home), "stems.tar")
+    ]
+    assert found["imports"] == [{"at": "then", "versions": 3, "who": "ann", "reason": "meant"}]
+    for name in (*found["relocations"][0], *found["imports"][0]):
+        assert f"`{name}`" in DOCUMENT
+    main(["history", "--home", str(settings.home)])
+    lines = capsys.readouterr().out
+    assert f"restored: stems.tar, of {home} -> {settings.home}" in lines
+    assert "then  imported: 3 versions  ann  meant" in lines
 
 
 def test_withdraw_prints_what_is_documented(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,7 @@ from retraining.errors import PipelineError, UsageError
 from retraining.journal import BecameProduction, Journal
 from retraining.outcome import Outcome
 from retraining.recorder import Recorder
+from retraining.registry import stored_models
 from retraining.registry.pruned import Pruned
 from retraining.registry.stored_models import MODEL_FILE
 
@@ -137,10 +138,8 @@ class TestPrune:
         self, four: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """S3 answers as if it had; the next pruning completes what the journal tells."""
-        from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-
         with monkeypatch.context() as patch:
-            patch.setattr(LocalArtifactRepository, "delete_artifacts", lambda *_: None)
+            patch.setattr(stored_models, "delete_artifact", lambda *_: None)
             with pytest.raises(PipelineError, match=f"did not remove {MODEL_FILE} at .*delete"):
                 prune(four, 3)
         assert "pruned" not in registry_of(four).versions.get(2).tags

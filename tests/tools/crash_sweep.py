@@ -63,7 +63,7 @@ from sample_gts import write_recordings
 
 import pipeline_orchestrator
 import register_first_model
-from retraining import backups, notices
+from retraining import archives, notices
 from retraining.commands import backup as backup_command
 from retraining.errors import PipelineError
 from retraining.files import read_sealed
@@ -387,10 +387,10 @@ def _archived(path: Path) -> list[tuple[str, str]]:
     """Return what a backup holds, read as restoring does, but for what has times in it."""
     if not path.exists():
         return []
-    with backups.opened(path) as (_, description):
+    with archives.opened(path, backup_command.KIND) as archive:
         return sorted(
             (name, one.sha256)
-            for name, one in description.members.items()
+            for name, one in archive.files.items()
             if name not in (JOURNAL_NAME, backup_command.STORE, notices.HEARTBEAT_NAME)
         )
 

@@ -34,7 +34,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("resampling", "settings", "workers"),
     ("advice", "gate"),
     ("confined", "files"),
-    ("archives", "backups", "journal", "kept_tables"),
+    ("archives", "journal", "kept_tables"),
     ("looks", "training"),
     ("cross_validation", "dask_cluster", "ground_truth", "identity"),
     ("known_recordings",),
