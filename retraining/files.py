@@ -221,6 +221,8 @@ def written_whole(
 
     Parameters
     ----------
+    mode
+        The umask takes from it, as from that of folders and of what MLflow writes.
     durable
         Whether it must outlive a power cut.
     overwrite
@@ -228,13 +230,9 @@ def written_whole(
     prefix
         Of the temporary file's name, by which it is found if this process dies.
     """
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=TEMPORARY_SUFFIX)
-    temporary = Path(name)
+    temporary = target.with_name(f"{prefix}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    os.close(_open_itself(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
     try:
-        try:
-            set_mode(descriptor, mode)
-        finally:
-            os.close(descriptor)
         yield temporary
         if durable:
             sync_file(temporary)
