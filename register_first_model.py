@@ -415,7 +415,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--train", action="store_true", help="train it on used_gts/ instead of loading its pickle"
     )
     add_settings(parser, only=OF_FIRST_MODEL)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line.words_of(arguments))
 
     def work(settings: Settings) -> int:
         message = register_first_model(settings, force=options.force, train=options.train)

@@ -6,6 +6,7 @@ Flags are made from the fields of `Settings`. Nothing heavy is imported here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -15,7 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from retraining import advice
 from retraining.errors import (
@@ -39,6 +40,9 @@ from retraining.settings import (
 )
 from retraining.text import printable, without_secrets
 
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
 SEVERAL = "several_"
 """Before the name of a setting, among parsed options: the text of a flag with several values."""
 
@@ -55,6 +59,20 @@ class OneLineParser(argparse.ArgumentParser):
         """Write the complaint and end with status 2."""
         text = printable(_on_one_line(message))
         self.exit(EXIT_USAGE, f"error: {text}; {self.prog} --help lists what there is\n")
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Write the help, also where nobody reads it."""
+        if file is None:
+            _write_out(self.format_help())
+        else:
+            super().print_help(file)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End, also where nobody reads the message."""
+        try:
+            super().exit(status, message)
+        finally:
+            _let_go_of_broken_streams()
 
 
 def _on_one_line(message: str) -> str:
@@ -180,6 +198,60 @@ def _absolute(text: str, source: str) -> Path:
         raise UsageError(f"{source} {text!r}: must be a folder: {error}") from error
 
 
+# --- The process ---
+
+
+def words_of(arguments: Sequence[str] | None) -> list[str]:
+    """Return the words after the program's name.
+
+    Parameters
+    ----------
+    arguments
+        None for those of this process, which is made fit to work first: it may begin again.
+    """
+    if arguments is not None:
+        return list(arguments)
+    _open_closed_streams()
+    _read_and_write_utf8()
+    return sys.argv[1:]
+
+
+def _open_closed_streams() -> None:
+    """Let no file get the number of a standard stream that was closed by who started this."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+
+
+def _read_and_write_utf8() -> None:
+    """Begin again in UTF-8 mode where names would be read as ASCII or Latin.
+
+    Notes
+    -----
+    The same file would have one name for cron and another one at a terminal, and the journal's
+    names could not be found on the disk. What is printed stays in the encoding of the terminal.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"  # of all processes that this one starts, too
+    shown_in = os.environ.get("PYTHONIOENCODING") or f"{sys.stdout.encoding}:backslashreplace"
+    os.environ["PYTHONIOENCODING"] = shown_in
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _let_go_of_broken_streams() -> None:
+    """Let Python not fail once more when it ends and flushes what nobody reads."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 # --- Commands ---
 
 
@@ -220,7 +292,7 @@ def main(
     arguments
         Words without the program's name; None for those of this process.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = words_of(arguments)
     named = {command.name: command for command in commands}
     if not words or words[0] not in (*named, "-h", "--help"):
         words.insert(0, commands[0].name)
@@ -265,12 +337,15 @@ def run_command(work: Callable[[Settings], int], options: argparse.Namespace) ->
         return _fail(error)
     except Exception as error:
         return _fail_unexpectedly(error, settings)
+    finally:
+        _let_go_of_broken_streams()
 
 
 def _fail(error: PipelineError) -> int:
     """Write an expected failure as one line and return its exit status."""
     text = advice.with_given_flags(_on_one_line(str(error)))
-    sys.stderr.write(f"error: {printable(text)}\n")
+    with contextlib.suppress(OSError):  # nobody reads it
+        sys.stderr.write(f"error: {printable(text)}\n")
     return error.exit_status
 
 
@@ -346,20 +421,24 @@ def print_result(
     tone
         A key of `COLOURS`: on a terminal the first words, up to the colon, have it.
     """
-    if sys.stdout is None:  # closed by who started this (>&-)
-        return
     lines = [message] if isinstance(message, str) else message
     text = "\n".join(printable(advice.with_given_flags(line)) for line in lines)
     if as_json:
         text = json.dumps({"schema_version": JSON_SCHEMA_VERSION, **without_secrets(facts)})
-    else:
+    elif sys.stdout is not None:
         text = _coloured(text, tone, sys.stdout)
-    encoding = sys.stdout.encoding or "utf-8"  # a terminal may be Latin
-    try:
-        sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding) + "\n")
+    _write_out(f"{text}\n")
+
+
+def _write_out(text: str) -> None:
+    """Write to standard output, which may be closed, Latin, or read by nobody any more."""
+    if sys.stdout is None:
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    with contextlib.suppress(BrokenPipeError):  # what was done stays done
+        sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
         sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads on; what was done stays done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _let_go_of_broken_streams()
 
 
 def _coloured(message: str, tone: str, stream: TextIO) -> str:

@@ -20,7 +20,8 @@ import signal
 import stat
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -220,6 +221,8 @@ def written_whole(
 
     Parameters
     ----------
+    mode
+        The umask takes from it, as from that of folders and of what MLflow writes.
     durable
         Whether it must outlive a power cut.
     overwrite
@@ -227,13 +230,9 @@ def written_whole(
     prefix
         Of the temporary file's name, by which it is found if this process dies.
     """
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=TEMPORARY_SUFFIX)
-    temporary = Path(name)
+    temporary = target.with_name(f"{prefix}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    os.close(_open_itself(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
     try:
-        try:
-            set_mode(descriptor, mode)
-        finally:
-            os.close(descriptor)
         yield temporary
         if durable:
             sync_file(temporary)
@@ -586,6 +585,44 @@ def is_private(folder: Path) -> bool:
 def belongs_to_us(status: os.stat_result) -> bool:
     """Say whether this user owns a file and no other may write it."""
     return status.st_uid == os.geteuid() and not status.st_mode & WRITABLE_BY_OTHERS
+
+
+# --- Names that people type ---
+
+
+def name_meant(name: str, folders: Iterable[Path], others: Iterable[str] = ()) -> str:
+    """Return the name that a person means: the very one, or one that looks the same.
+
+    Parameters
+    ----------
+    folders
+        Where it may lie; missing ones are none.
+    others
+        More names that it may be.
+
+    Notes
+    -----
+    Unicode has two forms of many letters (NFC and NFD): keyboards make one, some disks and
+    uploaders the other. Where there is neither, the name itself is returned, for a message.
+    """
+    if name.isascii():
+        return name
+    names = list(others)
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as all_:
+            names += [entry.name for entry in all_]
+    if name in names:
+        return name
+    form = unicodedata.normalize("NFC", name)
+    return next((one for one in names if unicodedata.normalize("NFC", one) == form), name)
+
+
+def path_meant(path: Path) -> Path:
+    """Return the path that a person means: it, or one that looks the same, folders and all."""
+    if os.path.lexists(path) or str(path).isascii():
+        return path
+    folder = path_meant(path.parent)
+    return folder / name_meant(path.name, [folder])
 
 
 # --- Is anybody writing it? ---

@@ -31,6 +31,7 @@ from retraining.files import (
     link_or_copy,
     listed,
     move_files,
+    name_meant,
     own_folder,
     read_regular_file,
     sync_folder,
@@ -320,6 +321,7 @@ def requeue(settings: Settings, names: list[str]) -> list[str]:
             there = _rejected_names(rejected)
         except FileNotFoundError:
             rejected, there = settings.rejected_gts, []
+        names = [name_meant(name, [], there) for name in names]
         missing = sorted(set(names) - set(there))
         if missing:
             raise PipelineError(

@@ -91,7 +91,7 @@ def _run(flag: str, command: str, settings: Settings, details: Mapping[str, Any]
         subprocess.run(
             shlex.split(command),
             input=text,
-            text=True,
+            encoding="utf-8",
             stdout=sys.stderr,
             env=without_passwords(),
             timeout=settings.hook_timeout,

@@ -194,7 +194,7 @@ class TestDurableWrites:
         assert everything_in(tmp_path) == {"state.json": b"new"}
 
     @pytest.mark.parametrize(
-        ("module", "call"), [(os, "fsync"), (os, "fchmod"), (Path, "write_bytes")]
+        ("module", "call"), [(os, "fsync"), (os, "open"), (Path, "write_bytes")]
     )
     def test_a_failed_write_leaves_the_old_file(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, call: str
@@ -221,15 +221,23 @@ class TestDurableWrites:
         files.write_durably(tmp_path / "a.csv.reason.json", b"{}")
         assert stat.S_IMODE((tmp_path / "a.csv.reason.json").stat().st_mode) == 0o644
 
-    @pytest.mark.parametrize("mode", [0o600, 0o644])
-    def test_it_has_the_rights_it_was_given(self, tmp_path: Path, mode: int) -> None:
-        """Whatever the umask says."""
-        before = os.umask(0o077)
+    @pytest.mark.parametrize(
+        ("mode", "umask", "has"),
+        [
+            *((0o644, 0o022, 0o644), (0o644, 0o027, 0o640), (0o644, 0o077, 0o600)),
+            *((0o600, 0o000, 0o600), (0o600, 0o077, 0o600)),
+        ],
+    )
+    def test_the_umask_says_who_may_read(
+        self, tmp_path: Path, mode: int, umask: int, has: int
+    ) -> None:
+        """As of what MLflow writes and of folders; what is private stays it."""
+        before = os.umask(umask)
         try:
             files.write_durably(tmp_path / "a", b"abc", mode=mode)
         finally:
             os.umask(before)
-        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == has
 
     def test_what_was_not_written_whole_never_has_its_name(self, tmp_path: Path) -> None:
         """The block fails: the old content, and no temporary file."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from retraining.commands.restore import restore
 from retraining.commands.rollback import rollback
 from retraining.commands.status import status
 from retraining.errors import PipelineError, UsageError
-from retraining.registry import open_registry
+from retraining.registry import open_registry, places
 from retraining.registry.relocation import relocate
 from retraining.registry.store import upgrade_store
 from retraining.settings import Settings, sqlite_uri
@@ -194,3 +196,42 @@ class TestNewerStore:
         with pytest.raises(PipelineError, match="is of a newer MLflow") as caught:
             store._check_database(sqlite_uri(database), create=False)
         assert "db upgrade" not in str(caught.value)
+
+
+class TestModes:
+    """Who may read what is written."""
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("fast_training")
+    def test_a_group_that_reads(self, home: Path) -> None:
+        """The umask rules what we and MLflow write; recordings keep their mode, all else 0600."""
+        recordings = {"new_01.csv": 0o640, "new_02.csv": 0o644}
+        for name, mode in recordings.items():
+            (home / "new_gts" / name).chmod(mode)
+        (home / "new_gts/bad.csv").write_text("no table")
+        store = home / "mlflow_server/backend_db/mlflow.db"
+        store.chmod(0o660)
+        known = {*home.rglob("*")}
+        before = os.umask(0o027)
+        try:
+            assert main([*FAST_WORDS, "--home", str(home)]) == 0
+        finally:
+            os.umask(before)
+        places.copy_database(store, store.with_name("copy.db"))
+        modes = {
+            path.relative_to(home): (path.is_dir(), stat.S_IMODE(path.stat().st_mode))
+            for path in {*home.rglob("*")} - known
+        }
+        told = {path for path in modes if not any(part[0] == "." for part in path.parts)}
+        assert {modes[path] for path in modes.keys() - told} <= {(False, 0o600), (True, 0o700)}
+        for name in ("new_gts/rejected/bad.csv", "mlflow_server/backend_db/copy.db"):
+            told -= {Path(name)}
+        assert modes[Path("mlflow_server/backend_db/copy.db")] == (False, 0o660)
+        used = {path for path in told if path.parts[0] == "used_gts"}
+        assert {path.name: modes[path][1] for path in used if path.name in recordings} == recordings
+        for folder in ("reports", "mlflow_server/artifacts", "new_gts/rejected"):
+            ours = {path for path in told - used if path.is_relative_to(folder)}
+            # Code that is packaged with a version keeps the modes of the checkout.
+            ours = {path for path in ours if path.suffix != ".py"}
+            assert {modes[path] for path in ours} <= {(False, 0o640), (True, 0o750)}
+            assert ours

@@ -286,9 +286,7 @@ class TestDeleted:
         settings = settings_of(lived, threshold=0.01)
         before = history(settings)
         erase_runs(settings, "")
-        with pytest.raises(
-            PipelineError, match="the run of version 2 was removed from MLflow"
-        ):
+        with pytest.raises(PipelineError, match="the run of version 2 was removed from MLflow"):
             run_orchestrator(settings)
         assert "is gone from the store; a new one is made" in caplog.text
         assert history(settings)[:-1] == before[:-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from retraining import ground_truth, records, recovery
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError
-from retraining.files import exclusive_lock
+from retraining.files import exclusive_lock, name_meant
 from retraining.journal import Journal, Replaced
 from retraining.registry import open_registry
 from retraining.settings import Settings, check_home
@@ -47,7 +47,7 @@ def correct(settings: Settings, names: Sequence[str]) -> list[str]:
         from retraining import intake
         from retraining.known_recordings import KnownRecordings
 
-        paths = [_find(settings, name) for name in dict.fromkeys(names)]
+        paths = list(dict.fromkeys(_find(settings, name) for name in names))
         registry, training = open_registry(settings), load_training_module(settings)
         journal = Journal(settings.home)
         known = KnownRecordings.of(settings.home, training)
@@ -96,7 +96,9 @@ def _find(settings: Settings, name: str) -> Path:
     problem = ground_truth.rejected_problem(settings)
     if problem:
         raise PipelineError(problem)
-    for folder in (settings.rejected_gts, settings.new_gts):
+    folders = settings.rejected_gts, settings.new_gts
+    name = name_meant(name, folders)
+    for folder in folders:
         path = folder / name
         if path.name == name and path.is_file() and not path.is_symlink():
             return path

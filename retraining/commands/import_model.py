@@ -21,7 +21,7 @@ from retraining.commands.transfer import (
     read_transfer,
 )
 from retraining.errors import EXIT_DONE, PipelineError, TryLaterError, UsageError
-from retraining.files import exclusive_lock
+from retraining.files import exclusive_lock, path_meant
 from retraining.journal import Entry, Journal, Memory, Vouch, who
 from retraining.registry import Registry, open_registry
 from retraining.registry.facts import (
@@ -47,7 +47,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _work(settings: Settings, options: argparse.Namespace) -> int:
-    lines = import_model(settings, options.file, options.reason)
+    lines = import_model(settings, path_meant(options.file), options.reason)
     print_result(lines, {}, as_json=False)
     return EXIT_DONE
 

@@ -11,7 +11,7 @@ from typing import Any
 from retraining import ground_truth, records
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError
-from retraining.files import UnusableFile, hash_file, hash_regular_file
+from retraining.files import UnusableFile, hash_file, hash_regular_file, name_meant, path_meant
 from retraining.journal import Journal, Memory, Replaced, WithdrawalUndone, Withdrawn
 from retraining.registry import open_registry
 from retraining.settings import Settings, check_home
@@ -103,11 +103,14 @@ def _find(settings: Settings, file: str, memory: Memory) -> tuple[Path, str]:
         folders.append(settings.rejected_gts)
     if Path(file).is_file():
         return Path(file).absolute(), hash_file(Path(file))
-    for path in (folder / file for folder in folders):
+    places = [folder / file for folder in folders]
+    for path in (*places, *map(path_meant, (Path(file), *places))):
         with contextlib.suppress(FileNotFoundError, UnusableFile):
             return path.absolute(), hash_regular_file(path)
-    for one in reversed(memory.withdrawn().values()):
-        if one.name == file:
+    withdrawn = memory.withdrawn().values()
+    name = name_meant(file, [], [one.name for one in withdrawn])
+    for one in reversed(withdrawn):
+        if one.name == name:
             return settings.home / one.folder / one.name, one.sha256
     raise PipelineError(
         f"there is no file {file!r}, neither here nor in used_gts/, new_gts/, new_gts/rejected/, "

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from retraining.command_line import Command
 from retraining.errors import EXIT_DONE, EXIT_ERROR, PipelineError, stop_request
-from retraining.files import read_regular_file
+from retraining.files import path_meant, read_regular_file
 from retraining.registry import open_registry
 from retraining.settings import Settings
 from retraining.text import line_start, printable
@@ -65,7 +65,8 @@ def predict(settings: Settings, files: list[str], *, raw: bool = False) -> int:
         stop_request.obey()
         try:
             # Whoever names a file on the command line may name a link to it.
-            content = read_regular_file(Path(os.path.realpath(file)), settings.max_file_mb)
+            path = Path(os.path.realpath(path_meant(Path(file))))
+            content = read_regular_file(path, settings.max_file_mb)
             rows = training.parse_unlabelled(content, file)
             verdicts = verdicts_of(training, model, rows)
         except (ValueError, OSError) as error:

@@ -103,8 +103,8 @@ def _apart(first: Any, second: Any) -> Any:
 def main() -> int:
     """Read the task, write the result beside it, and return the exit status."""
     path = Path(sys.argv[1])
-    result = rebuild(json.loads(path.read_text()))
-    path.with_name("result.json").write_text(json.dumps(result))
+    result = rebuild(json.loads(path.read_text(encoding="utf-8")))
+    path.with_name("result.json").write_text(json.dumps(result), encoding="utf-8")
     return 0
 
 

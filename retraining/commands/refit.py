@@ -121,7 +121,7 @@ def fitted_beside(training: Training, paths: Sequence[Path], random_state: int) 
             "limits": dataclasses.asdict(training.limits),
             "answers": str(folder / "answers.json"),
         }
-        (folder / "task.json").write_text(json.dumps(task))
+        (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
         environment = {
             "HOME": os.environ.get("HOME", name),
             "PATH": os.defpath,
@@ -132,7 +132,8 @@ def fitted_beside(training: Training, paths: Sequence[Path], random_state: int) 
             cwd=folder,
             env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
         if done.returncode:
@@ -156,7 +157,7 @@ def main() -> int:
         model = fit_on(training, paths, task["random_state"])
         read = (training.read(path)[0] for path in paths)
         answers = [answers_of(training, model, rows) for rows in read]
-    Path(task["answers"]).write_text(json.dumps(answers))
+    Path(task["answers"]).write_text(json.dumps(answers), encoding="utf-8")
     return 0
 
 

@@ -158,7 +158,7 @@ def _rebuilt(
     settings: Settings, folder: Path, number: int, task: Mapping[str, Any], n_recordings: int
 ) -> dict[str, Any]:
     """Let another process, which finds the version's own code first, do the task."""
-    (folder / "task.json").write_text(json.dumps(task))
+    (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
     logger.info("training version %d again on %d recordings", number, n_recordings)
     run_confined(
         [str(REBUILD), str(folder / "task.json")],
@@ -186,7 +186,7 @@ def _other_packages(files: Path) -> dict[str, list[str]]:
     from importlib.metadata import PackageNotFoundError, version
 
     other = {}
-    for line in (files / "requirements.txt").read_text().split():
+    for line in (files / "requirements.txt").read_text(encoding="utf-8").split():
         name, _, pinned = line.partition("==")
         try:
             installed = version(name)

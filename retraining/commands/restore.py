@@ -30,6 +30,7 @@ from retraining.files import (
     exclusive_lock,
     make_folder,
     move_files,
+    path_meant,
     read_regular_file,
     sync_file,
     sync_folder,
@@ -51,7 +52,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _work(settings: Settings, options: argparse.Namespace) -> int:
-    lines = restore(settings, Path(options.file), as_copy=options.copy)
+    lines = restore(settings, path_meant(Path(options.file)), as_copy=options.copy)
     print_result(lines, {}, as_json=False)
     return EXIT_DONE
 

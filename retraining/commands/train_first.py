@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retraining.command_line import OneLineParser, add_settings, print_result, run_command
+from retraining.command_line import (
+    OneLineParser,
+    add_settings,
+    print_result,
+    run_command,
+    words_of,
+)
 from retraining.errors import EXIT_DONE, PipelineError, TryLaterError
 from retraining.files import (
     WRITABLE_BY_OTHERS,
@@ -55,7 +61,7 @@ def main(arguments: list[str] | None, module_name: str) -> int:
     parser.add_argument("--force", action="store_true", help="replace an existing pickle")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_settings(parser, only=OF_FIRST_TRAINING)
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = words_of(arguments)
     if words[:1] == ["predict"]:
         parser.error(
             "predict is a command of pipeline_orchestrator.py: python "
@@ -104,7 +110,7 @@ def train_first(
     # After the pickle: until then an older one names another pickle, and is not believed.
     known = KnownErrors.of(trained, hashes, training, settings, hash_file(path))
     with written_whole(errors_path(path), mode=OWNER_ONLY) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(known), indent=1))
+        temporary.write_text(json.dumps(dataclasses.asdict(known), indent=1), encoding="utf-8")
     return path, trained, training.error_unit
 
 

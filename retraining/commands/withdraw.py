@@ -13,7 +13,13 @@ from typing import Any
 from retraining import ground_truth, recovery
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError
-from retraining.files import UnusableFile, exclusive_lock, free_name, hash_regular_file
+from retraining.files import (
+    UnusableFile,
+    exclusive_lock,
+    free_name,
+    hash_regular_file,
+    name_meant,
+)
 from retraining.journal import Journal, WithdrawalUndone, Withdrawn, who
 from retraining.registry import Registry, open_registry
 from retraining.registry.facts import NotInRegistry
@@ -162,16 +168,22 @@ class _House:
     def find(self, name: str) -> _Found:
         """Return the recording of a name, which may have its folder before it."""
         wanted = Path(name)
-        for folder in (self.settings.used_gts, self.settings.new_gts):
+        folders = [
+            folder
+            for folder in (self.settings.used_gts, self.settings.new_gts)
+            if str(wanted.parent) in (".", folder.name)
+        ]
+        known = [one.name for one in self.withdrawn.values()] + [*self.learnt.values()]
+        wanted = wanted.parent / name_meant(wanted.name, folders, known)
+        for folder in folders:
             path = folder / wanted.name
-            is_there = path.is_file() and not path.is_symlink()
-            if is_there and str(wanted.parent) in (".", folder.name):
+            if path.is_file() and not path.is_symlink():
                 return _Found(_hash(path), path, folder.name)
         for entry in self.withdrawn.values():
             if wanted.name == entry.name:
                 return self._find_withdrawn(entry)
         for sha256, known_as in self.learnt.items():
-            if known_as == name:
+            if known_as == str(wanted):
                 return _Found(sha256, wanted, "")
         raise PipelineError(
             f"there is no recording {name!r} in used_gts/ or new_gts/, and production learnt none "
@@ -227,7 +239,7 @@ def undo(settings: Settings, names: Sequence[str]) -> dict[str, Any]:
 
 def _withdrawn_as(hold: Mapping[str, Withdrawn], names: Sequence[str]) -> list[Withdrawn]:
     by_name = {one.name: one for one in hold.values()}
-    names = list(dict.fromkeys(Path(name).name for name in names))
+    names = list(dict.fromkeys(name_meant(Path(name).name, [], by_name) for name in names))
     missing = sorted(name for name in names if name not in by_name)
     if missing:
         raise PipelineError(

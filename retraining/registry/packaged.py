@@ -51,7 +51,7 @@ from mlflow import pyfunc
 
 folder, source, target = sys.argv[1:]
 model = pyfunc.load_model(folder)
-with open(source) as recordings, open(target, "w") as predictions:
+with open(source) as recordings, open(target, "w") as predictions:  # nothing but ASCII
     for recording in recordings:
         rows = pandas.DataFrame(**json.loads(recording))
         print(json.dumps(numpy.asarray(model.predict(rows)).tolist()), file=predictions)
@@ -130,7 +130,7 @@ class PackagedModel:
             return []
         with tempfile.TemporaryDirectory(prefix="pipeline-predict-") as name:
             source, target = Path(name, "recordings.json"), Path(name, "predictions.json")
-            with source.open("w") as stream:
+            with source.open("w", encoding="utf-8") as stream:
                 stream.writelines(f"{self._as_json(rows)}\n" for rows in recordings)
             self._run_predict(source, target)
             predictions = _read_predictions(target)
@@ -160,7 +160,7 @@ class PackagedModel:
             run_confined(["-c", PREDICT, *words], self._settings, failure, remedy)
             return
         script = source.with_name("predict_recordings.py")
-        script.write_text(PREDICT)
+        script.write_text(PREDICT, encoding="utf-8")
         words = [PREDICT_IN_ENVIRONMENT, self._settings.champion_env, str(script), *words]
         run_confined(["-c", *words], self._settings, failure, OTHER_VERSION)
 
@@ -174,7 +174,8 @@ class PackagedModel:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", *words],
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 check=False,
                 env=environment,
                 timeout=INSTALL_SECONDS,
@@ -250,5 +251,5 @@ def needs_other_code(folder: Path, training: Training, packages: Any, environmen
     code = folder / "code" / training.path.name
     if not code.is_file() or hash_file(code) != training.code_sha256:
         return True
-    requirements = (folder / "requirements.txt").read_text().split()
+    requirements = (folder / "requirements.txt").read_text(encoding="utf-8").split()
     return environment != "local" and sorted(requirements) != sorted(packages)

@@ -12,12 +12,14 @@ import contextlib
 import os
 import re
 import sqlite3
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 from retraining.errors import PipelineError, TryLaterError
+from retraining.files import set_mode
 from retraining.journal import JOURNAL_NAME, Home, Journal
 from retraining.settings import Settings
 
@@ -152,9 +154,14 @@ def opened(database: Path) -> Iterator[sqlite3.Connection]:
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Copy a SQLite store, consistent while others read and write it."""
+    """Copy a SQLite store and its mode, consistent while others read and write it."""
     for left_over in target.parent.glob(f"{target.name}*"):  # a stale journal would be replayed
         left_over.unlink()
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        set_mode(descriptor, stat.S_IMODE(source.stat().st_mode))
+    finally:
+        os.close(descriptor)
     with opened(source) as original, contextlib.closing(sqlite3.connect(target)) as copy:
         copy.execute("PRAGMA journal_mode = OFF")  # begun again, if this dies
         original.backup(copy)

@@ -110,7 +110,7 @@ def keep_quiet_night(settings: Settings, result: CycleResult) -> None:
         path = settings.reports / QUIET_NIGHT
         told = facts.of_quiet_night(settings, result)
         digest = hash_bytes(repr(dataclasses.replace(told, at="")).encode())
-        before = path.read_text() if path.is_file() else ""
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
         # Where nothing but the time is new, Jinja2 would cost as much as all else of such a night.
         if before.endswith(f"<!-- {digest} -->\n") and (time := TIME.search(before)):
             content = before.replace(time[1], told.at).replace(time[2], moment(told.at))
