@@ -36,6 +36,7 @@ from retraining.files import (
     sync_folder,
     written_whole,
 )
+from retraining.settings import Settings
 from retraining.text import printable, size_text
 
 if TYPE_CHECKING:
@@ -179,6 +180,21 @@ def _changed(name: str) -> TryLaterError:
 
 def _too_many() -> PipelineError:
     return PipelineError(f"an archive holds at most {MOST_FILES} files; nothing was written")
+
+
+def check_target(target: Path, settings: Settings) -> None:
+    """Refuse to write an archive into a folder of the home, where it would be a file of those.
+
+    Raises
+    ------
+    PipelineError
+        With the folder.
+    """
+    for folder in settings.folders:
+        if target.resolve().is_relative_to(folder.resolve()):
+            raise PipelineError(
+                f"{target} would lie in {folder}, a folder of the home; name a file elsewhere"
+            )
 
 
 @contextlib.contextmanager

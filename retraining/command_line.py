@@ -435,10 +435,18 @@ def _write_out(text: str) -> None:
     if sys.stdout is None:
         return
     encoding = sys.stdout.encoding or "utf-8"
-    with contextlib.suppress(BrokenPipeError):  # what was done stays done
+    try:
         sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
         sys.stdout.flush()
-    _let_go_of_broken_streams()
+    except BrokenPipeError:  # what was done stays done
+        pass
+    except OSError as error:
+        raise PipelineError(
+            f"what was found cannot be written to standard output: {error.strerror}; all else is "
+            "done"
+        ) from error
+    finally:
+        _let_go_of_broken_streams()
 
 
 def _coloured(message: str, tone: str, stream: TextIO) -> str:

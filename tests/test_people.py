@@ -31,7 +31,9 @@ import pipeline_orchestrator
 import register_first_model
 from pipeline_orchestrator import run_orchestrator
 from retraining.advice import with_given_flags
+from retraining.commands.export_model import export
 from retraining.commands.history import change_line, history
+from retraining.commands.import_model import import_model
 from retraining.commands.rollback import rollback
 from retraining.commands.status import status
 from retraining.errors import PipelineError
@@ -503,3 +505,28 @@ def test_advice_keeps_what_follows_it(tmp_path: Path) -> None:
         )
     finally:
         advice.remember(argparse.Namespace(), tmp_path)
+
+
+def test_a_deleted_model_is_put_back_by_import(lived: Path, settings_of: SettingsOf) -> None:
+    """Its runs are still in the experiment: none of them is there twice afterwards."""
+    settings = settings_of(lived)
+    before = history(settings), status(settings, None)["cycles"]
+    archive = lived.parent / "exported.tar"
+    export(settings, archive)
+    client, name = client_of(settings)
+    client.delete_registered_model(name)
+    with pytest.raises(NotInRegistry, match="if it was deleted: restore the store from a backup"):
+        run_orchestrator(settings)
+    import_model(settings, archive, "put back")
+    assert (history(settings), status(settings, None)["cycles"]) == before
+
+
+def test_what_no_cycle_can_use_is_not_exported(lived: Path, settings_of: SettingsOf) -> None:
+    """Its run is gone for good; nothing is written, and nothing into a folder of the home."""
+    settings = settings_of(lived)
+    with pytest.raises(PipelineError, match="new_gts, a folder of the home; name a file elsewhere"):
+        export(settings, lived / "new_gts" / "exported.csv")
+    erase_runs(settings, "ModelRetraining")
+    with pytest.raises(PipelineError, match="the run of version 2 was removed from MLflow"):
+        export(settings, lived.parent / "exported.tar")
+    assert not (lived.parent / "exported.tar").exists()

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from retraining import recovery
-from retraining.archives import ArchiveWriter, archive_written
+from retraining.archives import ArchiveWriter, archive_written, check_target
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError
 from retraining.files import (
@@ -82,6 +82,7 @@ def backup(settings: Settings, path: Path) -> list[str]:
     """
     check_home(settings)
     path = path.expanduser().absolute()
+    check_target(path, settings)
     with exclusive_lock(settings, "backup"):
         recovery.tidy(settings)
         # Of this home alone: others may be writing theirs into the same folder. Also where the

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retraining import recovery
-from retraining.archives import ArchiveWriter, archive_written
+from retraining.archives import ArchiveWriter, archive_written, check_target
 from retraining.command_line import Command, print_result
 from retraining.commands.transfer import (
     JOURNAL_FILE,
@@ -54,11 +54,14 @@ def export(settings: Settings, target: Path) -> list[str]:
     """
     check_home(settings)
     target = target.expanduser().absolute()
+    check_target(target, settings)
     with exclusive_lock(settings, "export"):
         recovery.tidy(settings)
         registry = open_registry(settings)
         if not registry.versions.model_exists():
             registry.production.champion()  # says what to do
+        if registry.production.number() is not None:  # who imports it must be able to use it
+            registry.learnt_by(registry.production.champion())
         memory = Journal(settings.home).read()
         facts: dict[str, Any] = {
             "home_id": memory.home_id,

@@ -106,6 +106,8 @@ def _begun(home: Path) -> dict[str, Any] | None:
         return dict(json.loads(read_regular_file(home / RESTORING_NOTE, MAX_NOTE_MB)))
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise PipelineError(f"{home} is a file, no folder; name another one with --home") from error
     except (ValueError, TypeError) as error:
         raise PipelineError(
             f"{home / RESTORING_NOTE} is not what restore wrote; remove {home} and run again"

@@ -286,9 +286,14 @@ class Copies:
             Id of a run -> folder with its artifacts.
         """
         marked: dict[str, list[Run]] = {}
+        there = set()
         for run in self._in_experiment():
+            there.add(run.info.run_id)
             marked.setdefault(run.data.tags.get(TAG_IMPORTED, ""), []).append(run)
         for copy in copies:
+            if copy.run_id in there:  # the model was deleted, and is put back where it was
+                yield copy.run_id, copy.run_id
+                continue
             mark = _mark(archive, copy.run_id)
             whole = marked.get(mark, [])
             begun = [

@@ -128,9 +128,10 @@ class TestBackup:
         assert archive.read_bytes() == before
 
     def test_a_file_in_the_home_is_not_in_itself(self, home: Path, settings_of: SettingsOf) -> None:
-        """Nor is its temporary."""
-        path = home / "reports/stems.tar"
-        path.parent.mkdir(exist_ok=True)
+        """Nor is its temporary; a folder whose files are backed up takes none."""
+        with pytest.raises(PipelineError, match="new_gts, a folder of the home; name a file else"):
+            backup(settings_of(home), home / "new_gts/stems.tar")
+        path = home / "stems.tar"
         backup(settings_of(home), path)
         assert not any("stems.tar" in name or "tmp" in name for name in names_in(path))
 
