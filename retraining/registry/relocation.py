@@ -310,14 +310,16 @@ def verify(settings: Settings, database: Path, *, at: Path) -> Verified:
             named = dataclasses.replace(settings, model_name=name)
             checked = _Checked(named, memory, version, _files_of(store, version, named, at))
             folder = places.path_of(place, settings.home, at)
-            wrong = checked.problem(folder, place) or checked.pruned(folder)
+            broken = checked.problem(folder, place)
+            wrong = broken or checked.pruned(folder)
             if not wrong:
                 n_whole += 1
                 continue
             text = f"version {version.number} of {printable(name)}"
             text += f", {alias.replace('_', ' ')}, is not whole: {wrong}" if alias else f": {wrong}"
             problems.append(text)
-            fatal += [text] if alias in IN_USE else []
+            # A pruned one lacks nothing that the move could have left behind.
+            fatal += [text] if broken and alias in IN_USE else []
     return Verified(n_whole, tuple(problems), tuple(fatal))
 
 

@@ -17,6 +17,7 @@ from retraining.commands.lineage import lineage
 from retraining.commands.prune import prune
 from retraining.commands.reproduce import reproduce
 from retraining.commands.restore import restore
+from retraining.commands.rollback import rollback
 from retraining.errors import PipelineError
 from retraining.registry import open_registry
 from retraining.registry.relocation import relocate
@@ -93,10 +94,13 @@ def test_another_file_or_version_is_still_missed(
     assert any(line.startswith("version 3 ") and "are not those that" in line for line in lines)
 
 
-def test_production_cannot_be_a_pruned_one(pruned: Path, settings_of: SettingsOf) -> None:
-    """Whoever set the alias by hand hears what it lacks."""
+def test_a_pruned_one_that_a_hand_made_production_is_no_dead_end(
+    pruned: Path, settings_of: SettingsOf
+) -> None:
+    """The move ends, and says what it lacks; then a rollback mends it."""
     settings = settings_of(pruned)
     client = open_registry(settings).runs.connection.client
     client.set_registered_model_alias(settings.model_name, "production", "2")
-    with pytest.raises(PipelineError, match=r"version 2 .*production, is not whole: pruned on "):
-        go("moved", pruned, settings_of)
+    there, lines = go("moved", pruned, settings_of)
+    assert any("version 2 " in one and "is not whole: pruned on " in one for one in lines)
+    assert rollback(there, None).endswith("version 1 is production, it was version 2")
