@@ -30,7 +30,6 @@ from sample_gts import write_recordings
 import pipeline_orchestrator
 import register_first_model
 from pipeline_orchestrator import run_orchestrator
-from retraining.advice import with_given_flags
 from retraining.commands.export_model import export
 from retraining.commands.history import change_line, history
 from retraining.commands.import_model import import_model
@@ -44,7 +43,7 @@ from retraining.registry import Registry, open_registry
 from retraining.registry.facts import NotInRegistry
 
 SettingsOf = Callable[..., Any]
-pytestmark = pytest.mark.usefixtures("fast_training")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fast_training")]
 
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )?python (?:-m mlflow |[a-z_]+\.py)[^;,()]*")
 
@@ -454,7 +453,6 @@ class TestChangesThatNeverWere:
         assert "the clock had gone back" in change_line(found[0])
 
 
-@pytest.mark.slow
 class TestFollowedLiterally:
     """Real processes: the command of a message, as it stands, mends what the message is about."""
 
@@ -484,27 +482,6 @@ class TestFollowedLiterally:
             (command,) = advised(str(caught.value))
             assert follow(command, lived).returncode == 0, command
             assert rollback(settings, None).startswith("rolled back")
-
-
-def test_advice_keeps_what_follows_it(tmp_path: Path) -> None:
-    """Flags go behind the word of the command; a script that takes fewer gets fewer."""
-    import argparse
-
-    from retraining import advice
-
-    advice.remember(argparse.Namespace(home="x", threshold="7", allow_pickle="true"), tmp_path)
-    try:
-        text = (
-            "run: python register_first_model.py; or python pipeline_orchestrator.py rollback "
-            "--to 3"
-        )
-        assert with_given_flags(text) == (
-            f"run: python register_first_model.py --home {tmp_path}; or python "
-            f"pipeline_orchestrator.py rollback --home {tmp_path} --threshold 7 --allow-pickle "
-            "--to 3"
-        )
-    finally:
-        advice.remember(argparse.Namespace(), tmp_path)
 
 
 def test_a_deleted_model_is_put_back_by_import(lived: Path, settings_of: SettingsOf) -> None:

@@ -150,6 +150,7 @@ class TestBackup:
         with exclusive_lock(settings, "run"), pytest.raises(TryLaterError):
             backup(settings, tmp_path / "stems.tar")
 
+    @pytest.mark.slow
     def test_the_store_is_of_one_moment_while_others_write(
         self, home: Path, tmp_path: Path, settings_of: SettingsOf
     ) -> None:

@@ -148,6 +148,7 @@ def _facts_of(client: Any, run: Any) -> tuple[Any, ...]:
 class TestAnotherHome:
     """From dev to prod."""
 
+    @pytest.mark.slow
     def test_both_sides_are_equal(self, lived: Any, other: Any, tmp_path: Path) -> None:
         """Numbers, tags, times, metrics, artifacts, aliases, history, lineage, vouches."""
         path = tmp_path / "stems.tar"

@@ -109,6 +109,7 @@ class TestPrune:
         assert prune(four, 0, 1.0)[0].startswith("nothing to prune; the newest 0 that lost and ")
         assert len(with_model(four)) == 5
 
+    @pytest.mark.slow
     def test_what_this_home_did_not_register_stays(self, four: Any) -> None:
         """Whoever may write to MLflow has no file removed, not by the name of another version."""
         registry = registry_of(four)
@@ -127,6 +128,7 @@ class TestPrune:
             with pytest.raises(UsageError, match="must be at least 0"):
                 prune(four, keep, days)
 
+    @pytest.mark.slow
     def test_a_file_that_somebody_removed_is_told(self, four: Any) -> None:
         """It is not called pruned."""
         (folder_of(four, 2) / MODEL_FILE).unlink()
@@ -134,6 +136,7 @@ class TestPrune:
         with pytest.raises(PipelineError, match="are not those that were registered"):
             rollback(four, 2)
 
+    @pytest.mark.slow
     def test_a_store_that_does_not_delete_is_told(
         self, four: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -157,6 +160,7 @@ class TestAPrunedVersion:
         prune(four, 3)
         return four
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("edited", [False, True], ids=["as it is", "tags edited away"])
     def test_it_is_never_called_changed(self, pruned: Any, edited: bool) -> None:
         """Whoever asks for its model hears the day; also if its tags were removed."""
@@ -184,6 +188,7 @@ class TestAPrunedVersion:
         assert [one["version"] for one in found] == [5, 4, 3, 2, 1]
         assert len(history(pruned)) == 1
 
+    @pytest.mark.slow
     def test_a_restored_file_is_believed_and_stays(self, pruned: Any) -> None:
         """It is the one that was registered."""
         shutil.copy(folder_of(pruned, 1) / MODEL_FILE, folder_of(pruned, 2) / MODEL_FILE)

@@ -56,6 +56,7 @@ def known(settings: Any) -> list[Any]:
     return [history(settings), found["versions"], str(refused.value)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["moved", pytest.param("restored", marks=pytest.mark.slow)])
 def test_it_is_told_as_pruned(how: str, pruned: Path, settings_of: SettingsOf) -> None:
     """With the day, not as missing or changed; all that is known of it is what it was."""
@@ -94,6 +95,7 @@ def test_another_file_or_version_is_still_missed(
     assert any(line.startswith("version 3 ") and "are not those that" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_pruned_one_that_a_hand_made_production_is_no_dead_end(
     pruned: Path, settings_of: SettingsOf
 ) -> None:

@@ -405,6 +405,7 @@ class TestRelocate:
 class TestACopyOfANightAtWork:
     """What the original had open is its own matter."""
 
+    @pytest.mark.slow
     def test_its_open_run_is_closed_in_the_copy_alone(
         self, home: Path, tmp_path: Path, settings_of: SettingsOf
     ) -> None:
