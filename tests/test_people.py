@@ -490,6 +490,7 @@ def test_a_deleted_model_is_put_back_by_import(lived: Path, settings_of: Setting
     before = history(settings), status(settings, None)["cycles"]
     archive = lived.parent / "exported.tar"
     export(settings, archive)
+    assert "is of this very store; nothing changed" in import_model(settings, archive)[0]
     client, name = client_of(settings)
     client.delete_registered_model(name)
     with pytest.raises(NotInRegistry, match="if it was deleted: restore the store from a backup"):

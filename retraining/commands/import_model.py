@@ -82,6 +82,8 @@ def import_model(settings: Settings, path: Path, reason: str = "") -> list[str]:
                 copies = open_registry(settings, create=True).copies
                 if copies.archive_of_model() == archive.sha256:
                     return [f"{path} was imported into this store before; nothing changed"]
+                if copies.came_from_here(transfer.versions):
+                    return [f"{path} is of this very store; nothing changed"]
                 _refuse_others(settings, copies.not_of(archive.sha256))
             memory = Journal(settings.home).read()
             if not reason.strip() and not _is_known(transfer, memory):

@@ -351,6 +351,13 @@ class Copies:
         client.set_terminated(run_id, copy.status, copy.end_ms or copy.start_ms)
         client.set_tag(run_id, TAG_IMPORTED, mark)
 
+    def came_from_here(self, copies: Sequence[VersionCopy]) -> bool:
+        """Say whether the store has all these versions, and made them itself."""
+        made = {
+            (one.number, one.run_id) for one in self.versions.all() if TAG_IMPORTED not in one.tags
+        }
+        return bool(copies) and {(one.number, one.run_id) for one in copies} <= made
+
     def make_versions(
         self,
         archive: str,

@@ -210,12 +210,14 @@ class Production:
         memory, name = self._memory(), self.connection.name
         if self.vouches.of(champion, memory) and not pruning_of(champion, memory, name):
             ways.append(f"if it is meant, record it: {ROLL_BACK} --to {champion.number}")
+        moved = f"the alias {PRODUCTION!r} was moved from version {last} to version"
+        if not self._exists(last):
+            moved = (
+                f"version {last}, which the pipeline had made {PRODUCTION}, is not in the store "
+                "(it was deleted, or an older store was put back), and the alias names version"
+            )
         return "; ".join(
-            [
-                f"by hand: the alias {PRODUCTION!r} was moved from version {last} to version "
-                f"{champion.number}{what}, outside this pipeline",
-                *ways,
-            ]
+            [f"by hand: {moved} {champion.number}{what}, outside this pipeline", *ways]
         )
 
     # --- History ---
