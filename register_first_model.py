@@ -347,7 +347,7 @@ def _refuse_to_step_back(registry: Registry, production: int | None, *, force: b
         return
     version = registry.versions.get(number)
     registry.vouches.check(version)
-    if _is_first_model(registry, number):
+    if TAG_CHAMPION not in version.tags:  # a first model, too
         return
     try:
         learnt = registry.learnt_by(version)

@@ -15,19 +15,19 @@ import io
 import json
 import math
 import os
-import re
 import shutil
 import stat
 import tempfile
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from retraining.errors import PipelineError, TryLaterError, stop_request
 from retraining.files import (
+    SHA256,
     TEMPORARY_PREFIX,
     UnusableFile,
     hash_bytes,
@@ -36,7 +36,6 @@ from retraining.files import (
     sync_folder,
     written_whole,
 )
-from retraining.settings import Settings
 from retraining.text import printable, size_text
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ LONGEST_NAME = 4000
 LONGEST_PART_BYTES = 255
 PLAIN = (b"0", b"\0")
 """Types of members: a regular file, and as older programs wrote one."""
-DIGEST = re.compile("[0-9a-f]{64}")
 OWN_MODE = 0o600
 MODE_KEPT = 0o755
 Value = TypeVar("Value")
@@ -182,24 +180,14 @@ def _too_many() -> PipelineError:
     return PipelineError(f"an archive holds at most {MOST_FILES} files; nothing was written")
 
 
-def check_target(target: Path, settings: Settings) -> None:
-    """Refuse to write an archive into a folder of the home, where it would be a file of those.
-
-    Raises
-    ------
-    PipelineError
-        With the folder.
-    """
-    for folder in settings.folders:
-        if target.resolve().is_relative_to(folder.resolve()):
-            raise PipelineError(
-                f"{target} would lie in {folder}, a folder of the home; name a file elsewhere"
-            )
-
-
 @contextlib.contextmanager
 def archive_written(
-    target: Path, kind: str, facts: Mapping[str, Any], *, prefix: str = TEMPORARY_PREFIX
+    target: Path,
+    kind: str,
+    facts: Mapping[str, Any],
+    *,
+    outside: Collection[Path] = (),
+    prefix: str = TEMPORARY_PREFIX,
 ) -> Iterator[ArchiveWriter]:
     """Give a writer of an archive, which is there whole when the block ends well.
 
@@ -209,6 +197,8 @@ def archive_written(
         What it is, in words such as "backup of a home": a reader asks for that.
     facts
         About all of it; what the block adds to them is written, too.
+    outside
+        Folders of a home in which the archive would be one of the files.
     prefix
         Of the temporary file's name, by which it is found if this process dies.
 
@@ -219,7 +209,7 @@ def archive_written(
     """
     import tarfile
 
-    _check_target(target)
+    _check_target(target, outside)
     with contextlib.ExitStack() as stack:
         with _told(target):
             temporary = stack.enter_context(
@@ -234,8 +224,13 @@ def archive_written(
             stack.close()
 
 
-def _check_target(target: Path) -> None:
-    """Refuse a place where no archive can be written."""
+def _check_target(target: Path, outside: Collection[Path]) -> None:
+    """Refuse a place where no archive can be written, or none should be."""
+    for folder in outside:
+        if target.resolve().is_relative_to(folder.resolve()):
+            raise PipelineError(
+                f"{target} would lie in {folder}, a folder of the home; name a file elsewhere"
+            )
     if not target.parent.is_dir():
         raise PipelineError(f"{target.parent} is not a folder; create it, or name another file")
     if os.path.lexists(target):
@@ -537,7 +532,7 @@ def _told_by(content: bytes, kind: str) -> tuple[Mapping[str, Any], dict[str, Me
 
 
 def _digest(value: Any) -> str:
-    if not DIGEST.fullmatch(checked(value, str)):
+    if not SHA256.fullmatch(checked(value, str)):
         raise ValueError(f"{value!r} is no digest")
     return str(value)
 

@@ -14,14 +14,14 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
 import stat
 import tempfile
 import time
-import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -46,6 +46,7 @@ LONGEST_NAME_BYTES = 230
 """Filesystems allow 255; the rest is room for a number and for the suffix of the reason."""
 MOST_NUMBERED = 100
 SEAL_BYTES = 64
+SHA256 = re.compile(r"[0-9a-f]{64}")
 SETTLE_SECONDS = 1.0
 HOLDER_SECONDS = 0.2
 HOLDER_LOOKS = 10
@@ -585,44 +586,6 @@ def is_private(folder: Path) -> bool:
 def belongs_to_us(status: os.stat_result) -> bool:
     """Say whether this user owns a file and no other may write it."""
     return status.st_uid == os.geteuid() and not status.st_mode & WRITABLE_BY_OTHERS
-
-
-# --- Names that people type ---
-
-
-def name_meant(name: str, folders: Iterable[Path], others: Iterable[str] = ()) -> str:
-    """Return the name that a person means: the very one, or one that looks the same.
-
-    Parameters
-    ----------
-    folders
-        Where it may lie; missing ones are none.
-    others
-        More names that it may be.
-
-    Notes
-    -----
-    Unicode has two forms of many letters (NFC and NFD): keyboards make one, some disks and
-    uploaders the other. Where there is neither, the name itself is returned, for a message.
-    """
-    if name.isascii():
-        return name
-    names = list(others)
-    for folder in folders:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as all_:
-            names += [entry.name for entry in all_]
-    if name in names:
-        return name
-    form = unicodedata.normalize("NFC", name)
-    return next((one for one in names if unicodedata.normalize("NFC", one) == form), name)
-
-
-def path_meant(path: Path) -> Path:
-    """Return the path that a person means: it, or one that looks the same, folders and all."""
-    if os.path.lexists(path) or str(path).isascii():
-        return path
-    folder = path_meant(path.parent)
-    return folder / name_meant(path.name, [folder])
 
 
 # --- Is anybody writing it? ---

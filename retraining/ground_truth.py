@@ -31,7 +31,6 @@ from retraining.files import (
     link_or_copy,
     listed,
     move_files,
-    name_meant,
     own_folder,
     read_regular_file,
     sync_folder,
@@ -44,6 +43,7 @@ from retraining.kept_tables import CACHE_FOLDER, KeptTables
 from retraining.settings import Settings
 from retraining.text import as_local_time, now, printable
 from retraining.training import Training
+from retraining.typed_names import name_meant
 
 STAGING_PREFIX = ".training-"
 REASON_SUFFIX = ".reason.json"

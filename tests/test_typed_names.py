@@ -16,7 +16,7 @@ from retraining import ground_truth
 from retraining.commands.correct import correct
 from retraining.commands.lineage import lineage
 from retraining.commands.withdraw import undo, withdraw
-from retraining.files import name_meant, path_meant
+from retraining.typed_names import name_meant, path_meant
 
 SettingsOf = Callable[..., Any]
 COMPOSED = unicodedata.normalize("NFC", "größe.csv")

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from retraining import recovery
-from retraining.archives import ArchiveWriter, archive_written, check_target
+from retraining.archives import ArchiveWriter, archive_written
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError
 from retraining.files import (
@@ -82,7 +82,6 @@ def backup(settings: Settings, path: Path) -> list[str]:
     """
     check_home(settings)
     path = path.expanduser().absolute()
-    check_target(path, settings)
     with exclusive_lock(settings, "backup"):
         recovery.tidy(settings)
         # Of this home alone: others may be writing theirs into the same folder. Also where the
@@ -90,7 +89,8 @@ def backup(settings: Settings, path: Path) -> list[str]:
         prefix = f"{TEMPORARY_PREFIX}backup-{hash_bytes(os.fsencode(settings.home))[:16]}-"
         remove_left_overs(path.parent, f"{prefix}*{TEMPORARY_SUFFIX}")
         facts = asdict(Facts(str(settings.home), [], now()))
-        with archive_written(path, KIND, facts, prefix=prefix) as writer:
+        outside = settings.folders
+        with archive_written(path, KIND, facts, outside=outside, prefix=prefix) as writer:
             homes = _add_store(settings, writer)
             facts["homes"] = [str(one) for one in homes]
             # After the store: a version is written when its files are there.

@@ -9,11 +9,12 @@ from pathlib import Path
 from retraining import ground_truth, records, recovery
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError
-from retraining.files import exclusive_lock, name_meant
+from retraining.files import exclusive_lock
 from retraining.journal import Journal, Replaced
 from retraining.registry import open_registry
 from retraining.settings import Settings, check_home
 from retraining.training import load_training_module
+from retraining.typed_names import name_meant
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:

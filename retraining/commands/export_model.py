@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retraining import recovery
-from retraining.archives import ArchiveWriter, archive_written, check_target
+from retraining.archives import ArchiveWriter, archive_written
 from retraining.command_line import Command, print_result
 from retraining.commands.transfer import (
     JOURNAL_FILE,
@@ -54,7 +54,6 @@ def export(settings: Settings, target: Path) -> list[str]:
     """
     check_home(settings)
     target = target.expanduser().absolute()
-    check_target(target, settings)
     with exclusive_lock(settings, "export"):
         recovery.tidy(settings)
         registry = open_registry(settings)
@@ -68,7 +67,7 @@ def export(settings: Settings, target: Path) -> list[str]:
             "model_name": settings.model_name,
             "exported_at": now(),
         }
-        with archive_written(target, KIND, facts) as writer:
+        with archive_written(target, KIND, facts, outside=settings.folders) as writer:
             versions, runs = _add_model(registry, writer)
             entries = entries_of(memory, settings.model_name)
             writer.add_bytes(JOURNAL_FILE, as_json(entries))

@@ -21,7 +21,7 @@ from retraining.commands.transfer import (
     read_transfer,
 )
 from retraining.errors import EXIT_DONE, PipelineError, TryLaterError, UsageError
-from retraining.files import exclusive_lock, path_meant
+from retraining.files import exclusive_lock
 from retraining.journal import Entry, Journal, Memory, Vouch, who
 from retraining.registry import Registry, open_registry
 from retraining.registry.facts import (
@@ -35,6 +35,7 @@ from retraining.registry.store import create_store
 from retraining.registry.stored_models import MOST_FILES, folder_digest, older_folder_digest
 from retraining.settings import Settings, check_home
 from retraining.text import now, printable
+from retraining.typed_names import path_meant
 
 logger = logging.getLogger("pipeline")
 
@@ -110,10 +111,11 @@ def _check(settings: Settings, transfer: Transfer, archive: Extracted, path: Pat
             f"{path} holds the model {name!r}, not {settings.model_name!r}; if that is meant, add "
             f"--model-name {shlex.quote(name)}"
         )
-    for folder in {"/".join(name.split("/")[:2]) for name in archive.sizes if "/" in name}:
-        sizes = [
-            n_bytes for name, n_bytes in archive.sizes.items() if name.startswith(f"{folder}/")
-        ]
+    by_folder: dict[str, list[int]] = {}
+    for name, n_bytes in archive.sizes.items():
+        if "/" in name:
+            by_folder.setdefault("/".join(name.split("/")[:2]), []).append(n_bytes)
+    for folder, sizes in by_folder.items():
         if sum(sizes) > settings.max_model_mb * 1e6 or len(sizes) > MOST_FILES:
             raise PipelineError(
                 f"{printable(folder)} of {path} is more than {settings.max_model_mb:g} MB, or more "

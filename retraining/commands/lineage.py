@@ -11,11 +11,12 @@ from typing import Any
 from retraining import ground_truth, records
 from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, PipelineError
-from retraining.files import UnusableFile, hash_file, hash_regular_file, name_meant, path_meant
+from retraining.files import UnusableFile, hash_file, hash_regular_file
 from retraining.journal import Journal, Memory, Replaced, WithdrawalUndone, Withdrawn
 from retraining.registry import open_registry
 from retraining.settings import Settings, check_home
 from retraining.text import as_local_time, moment
+from retraining.typed_names import name_meant, path_meant
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:

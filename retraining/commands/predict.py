@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from retraining.command_line import Command
 from retraining.errors import EXIT_DONE, EXIT_ERROR, PipelineError, stop_request
-from retraining.files import path_meant, read_regular_file
+from retraining.files import read_regular_file
 from retraining.registry import open_registry
 from retraining.settings import Settings
 from retraining.text import line_start, printable
 from retraining.training import FILE, Training, load_training_module, unreadable_file
+from retraining.typed_names import path_meant
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -30,7 +30,6 @@ from retraining.files import (
     exclusive_lock,
     make_folder,
     move_files,
-    path_meant,
     read_regular_file,
     sync_file,
     sync_folder,
@@ -40,6 +39,7 @@ from retraining.registry import places
 from retraining.registry.relocation import HAS_ITS_OWN_ID, append, prepare
 from retraining.settings import RESTORING, RESTORING_NOTE, Settings, check_home
 from retraining.text import printable
+from retraining.typed_names import path_meant
 
 MAX_NOTE_MB = 10.0
 

@@ -18,7 +18,6 @@ from retraining.files import (
     exclusive_lock,
     free_name,
     hash_regular_file,
-    name_meant,
 )
 from retraining.journal import Journal, WithdrawalUndone, Withdrawn, who
 from retraining.registry import Registry, open_registry
@@ -26,6 +25,7 @@ from retraining.registry.facts import NotInRegistry
 from retraining.settings import Settings, check_home
 from retraining.text import now
 from retraining.training import load_training_module
+from retraining.typed_names import name_meant
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:

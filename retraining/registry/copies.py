@@ -152,16 +152,13 @@ class Copies:
             if one.run_id not in found:
                 with self._where_it_is():
                     found[one.run_id] = self.connection.client.get_run(one.run_id)
-        copies = [self._run(run) for run in found.values()]
+        copies = {run_id: self._run(run) for run_id, run in found.items()}
         for one in versions:
             if one.run_id not in found:
                 logger.warning("the run of version %d is gone", one.number)
-                copies.append(
-                    RunCopy(one.run_id, RUN_IS_GONE, "KILLED", one.created_ms, one.created_ms)
-                )
-        ids = [one.run_id for one in copies]
-        unique = [one for place, one in enumerate(copies) if one.run_id not in ids[:place]]
-        return sorted(unique, key=lambda one: one.start_ms)
+                gone = RunCopy(one.run_id, RUN_IS_GONE, "KILLED", one.created_ms, one.created_ms)
+                copies.setdefault(one.run_id, gone)
+        return sorted(copies.values(), key=lambda one: one.start_ms)
 
     def _in_experiment(self) -> Iterator[Run]:
         """Give all runs, deleted ones, too: what a run tells did happen."""
@@ -468,10 +465,6 @@ def _dataset_input(copy: Mapping[str, Any]) -> Any:
 
 def _is_ours(run: Run) -> bool:
     return run.info.run_name in OUR_RUNS and TAG_HOME in run.data.tags
-
-
-def _id(run: Run) -> str:
-    return str(run.info.run_id)
 
 
 def _mark(archive: str, what: object) -> str:

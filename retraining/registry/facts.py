@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from retraining.errors import PipelineError
-from retraining.files import hash_bytes
+from retraining.files import SHA256, hash_bytes
 from retraining.text import printable
 from retraining.windows import newest_in_words
 
@@ -73,6 +73,8 @@ TAG_MODULE = "training_module"
 TAG_CODE = "training_code_sha256"
 TAG_METRIC = "error_name"
 TAG_UNIT = "error_unit"
+TABLES = {TAG_MANIFEST_HASH: MANIFEST_FILE, TAG_OUT_OF_FOLD_HASH: OUT_OF_FOLD_FILE}
+"""Tag of a version -> file of its run with that digest."""
 SEALED_TAGS = (
     *(TAG_ARTIFACT_HASH, TAG_MANIFEST_HASH, TAG_OUT_OF_FOLD_HASH, TAG_COMPARISON_HASH),
     *(TAG_MODULE, TAG_CODE, TAG_METRIC, TAG_UNIT),
@@ -98,7 +100,6 @@ MOST = 1e15
 LATEST_MS = 253_000_000_000_000
 WHOLE_NUMBER = re.compile(r"[0-9]{1,10}")
 MILLISECONDS = re.compile(r"[0-9]{1,14}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 ROLL_BACK = "python pipeline_orchestrator.py rollback"
 OTHER_VERSION = f"go back to the version before: {ROLL_BACK}"
 """What to do about a version that is not as it was registered."""

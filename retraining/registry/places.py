@@ -51,6 +51,10 @@ OF_THE_MODEL = (
     "SELECT source FROM model_versions WHERE name = :name",
     "SELECT storage_location FROM model_versions WHERE name = :name",
 )
+COPY_AGAIN = (
+    "copy the home again while no command of the pipeline is at work, or restore it from a "
+    "backup; nothing was changed"
+)
 NO_SUCH_TABLE = re.compile("no such (table|column)")
 
 
@@ -179,14 +183,11 @@ def damage(database: Path) -> str:
     return "" if state == "ok" else state.splitlines()[0]
 
 
-def unreadable(database: Path, error: sqlite3.Error) -> PipelineError:
+def unreadable(database: Path, error: sqlite3.Error, remedy: str = COPY_AGAIN) -> PipelineError:
     """Return what is said of a store that SQLite cannot read."""
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
         return TryLaterError(f"{database} is locked by another process")
-    return PipelineError(
-        f"{database} is not a readable MLflow store ({error}); copy the home again while no "
-        "command of the pipeline is at work, or restore it from a backup; nothing was changed"
-    )
+    return PipelineError(f"{database} is not a readable MLflow store ({error}); {remedy}")
 
 
 # --- Places ---

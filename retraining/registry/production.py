@@ -90,7 +90,7 @@ class Production:
         """Say which models the store holds instead."""
         found = self.connection.client.search_registered_models()
         names = [printable(str(one.name)) for one in found if one.latest_versions]
-        was_there = bool(self._recorded(self._memory()))
+        was_there = bool(self._recorded())
         if not names and not was_there:
             return f": it is empty; {REGISTER_FIRST}"
         ways = []
@@ -108,7 +108,8 @@ class Production:
     def _what_became_of_it(self) -> str:
         """Say why no version has the alias, and what puts it back."""
         name, last = self.connection.name, self.recorded_number()
-        if not self.versions.all():
+        versions = self.versions.all()
+        if not versions:
             if last is None:
                 return f"model {name!r} has no version; {REGISTER_FIRST}"
             return (
@@ -116,10 +117,9 @@ class Production:
                 "backup, or begin again: python register_first_model.py --train"
             )
         if last is None:
-            newest = self.versions.all()[0].number
             return (
                 f"no version of {name!r} has the alias {PRODUCTION!r}; to give it to the newest: "
-                f"{ROLL_BACK} --to {newest}"
+                f"{ROLL_BACK} --to {versions[0].number}"
             )
         if self._exists(last):
             return (
@@ -149,15 +149,15 @@ class Production:
     def _memory(self) -> Memory:
         return Journal(self.connection.settings.home).read()
 
-    def _recorded(self, memory: Memory) -> list[BecameProduction]:
-        return memory.productions(self.connection.settings.model_name)
+    def _recorded(self) -> list[BecameProduction]:
+        return self._memory().productions(self.connection.name)
 
     def recorded_number(self) -> int | None:
         """Return the version that the pipeline itself made production last; None if none.
 
         By the journal, which nobody edits in MLflow; of an older pipeline only the runs know.
         """
-        recorded = self._recorded(self._memory())
+        recorded = self._recorded()
         if recorded:
             return recorded[-1].version
         changes = self.runs.changes()
@@ -178,8 +178,7 @@ class Production:
         did. What only a hand made production is left out, as are versions that were deleted, and
         those that this home does not vouch for.
         """
-        memory = self._memory()
-        recorded = self._recorded(memory)[::-1]
+        recorded = self._recorded()[::-1]
         wanted: list[int | None] = [one.version for one in recorded[:1]]
         wanted += [_replaced(one) for one in recorded if one.version == now][:1]
         wanted += [number for one in recorded for number in (one.version, _replaced(one))]
@@ -233,7 +232,7 @@ class Production:
         """
         of_runs = self.runs.changes({TAG_CYCLE: cycle} if cycle else None)
         known = {one.cycle for one in of_runs}
-        recorded = self._recorded(self._memory())
+        recorded = self._recorded()
         if recorded and recorded[-1].version != self.number():
             recorded = recorded[:-1] if recorded[-1].cycle not in known else recorded
         found = [
@@ -255,10 +254,8 @@ class Production:
 
         The journal knows, whatever was edited in MLflow; of an older pipeline only the runs do.
         """
-        settings = self.connection.settings
-        past = Past.of(
-            Journal(settings.home).read(), settings.model_name, champion.number, champion.run_id
-        )
+        name = self.connection.name
+        past = Past.of(self._memory(), name, champion.number, champion.run_id)
         look = past.promotion_of(champion.number)
         if look is not None:
             return None if past.last(champion.number) else look.version
@@ -270,11 +267,10 @@ class Production:
 
     def ever(self) -> set[int]:
         """Return all that is or was production: by the journal, the history or an alias."""
-        settings = self.connection.settings
         moves = [
             (one.replaced, one.version)
-            for one in Journal(settings.home).read().all(BecameProduction)
-            if one.model_name == settings.model_name
+            for one in self._memory().all(BecameProduction)
+            if one.model_name == self.connection.name
         ]
         moves += [(one.old, one.new) for one in self.changes()]
         numbers = {self.number(), self.previous_number()}.union(*moves)
@@ -313,7 +309,7 @@ class Production:
             version=number,
             replaced=replaced,
             event=event,
-            model_name=self.connection.settings.model_name,
+            model_name=self.connection.name,
             at=now(),
             cycle=tags[TAG_CYCLE],
             sequence=self._next_sequence(),
@@ -355,13 +351,13 @@ class Production:
         return run_id
 
     def _next_sequence(self) -> int:
-        known = [one.sequence for one in self._recorded(self._memory())]
+        known = [one.sequence for one in self._recorded()]
         known += [one.sequence for one in self.runs.changes()]
         return max(known, default=0) + 1
 
     def settle(self, cycle_id: str) -> None:
         """Let the journal say so if a dead command did not come to change production."""
-        last = next(reversed(self._recorded(self._memory())), None)
+        last = next(reversed(self._recorded()), None)
         if last and last.cycle == cycle_id != "" and last.version != self.number():
             Journal(self.connection.settings.home).append(DidNotBecome(cycle_id))
 

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import re
 import sqlite3
 import stat
 import time
@@ -22,18 +21,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from retraining.errors import PipelineError, TryLaterError, stop_request
-from retraining.files import hash_file, sync_file, sync_folder
+from retraining.files import SHA256, hash_file, sync_file, sync_folder
 from retraining.journal import Entry, Home, Journal, Memory, who
 from retraining.registry import places
 from retraining.registry.facts import (
-    MANIFEST_FILE,
-    OUT_OF_FOLD_FILE,
     PREVIOUS,
     PRODUCTION,
+    TABLES,
     TAG_ARTIFACT_HASH,
     TAG_HOME,
-    TAG_MANIFEST_HASH,
-    TAG_OUT_OF_FOLD_HASH,
     NotInRegistry,
     RegisteredVersion,
 )
@@ -46,9 +42,6 @@ from retraining.text import moment, now, printable
 COPY_NAME = ".relocating.db"
 IN_USE = (PRODUCTION, PREVIOUS)
 """Without the files of these a home is of no use."""
-TABLES = {TAG_MANIFEST_HASH: MANIFEST_FILE, TAG_OUT_OF_FOLD_HASH: OUT_OF_FOLD_FILE}
-IS_DIGEST = re.compile("[0-9a-f]{64}")
-"""A version that lacks a table has a word in its place."""
 
 
 @dataclass(frozen=True)
@@ -379,13 +372,10 @@ class _Checked:
         is_known = self._expected and not self.pruned(folder)
         if is_known and self._expected not in _digests(folder):
             return f"the files at {folder} are not those that were registered"
-        for tag, name in (
-            (TAG_MANIFEST_HASH, MANIFEST_FILE),
-            (TAG_OUT_OF_FOLD_HASH, OUT_OF_FOLD_FILE),
-        ):
+        for tag, name in TABLES.items():
             path = self.tables / name if self.tables else None
             expected = self.version.tags.get(tag, "")
-            if path is None or not IS_DIGEST.fullmatch(expected):
+            if path is None or not SHA256.fullmatch(expected):  # a word says that it lacks a table
                 continue
             if not path.is_file():
                 return f"{name} is missing at {path}"

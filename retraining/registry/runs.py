@@ -326,18 +326,16 @@ class Runs:
     def _left_open(self, experiment_id: str, cycle_id: str = "") -> list[Run]:
         """Return the runs of this home, and those of a cycle, that nobody closed."""
         found = self.connection.client.search_runs([experiment_id], "attributes.status = 'RUNNING'")
-        return [run for run in found if self._is_ours(run.data.tags, cycle_id)]
+        settings, home_id = self.connection.settings, self.connection.home_id
 
-    def _is_ours(self, tags: Mapping[str, str], cycle_id: str) -> bool:
-        """Say so by the home's id: the name of a container's host is another one each time.
+        def is_ours(tags: Mapping[str, str]) -> bool:
+            # The name of a container's host is another one each time; an older pipeline noted it.
+            home = tags.get(TAG_HOME, "")
+            older = settings.has_own_store and home.endswith(f":{settings.home}")
+            of_cycle = bool(cycle_id) and tags.get(TAG_CYCLE) == cycle_id
+            return bool(home) and (home == home_id or of_cycle or older)
 
-        An older pipeline noted host and folder.
-        """
-        home = tags.get(TAG_HOME, "")
-        older = home.endswith(f":{self.connection.settings.home}")
-        of_cycle = bool(cycle_id) and tags.get(TAG_CYCLE) == cycle_id
-        own_store = self.connection.settings.has_own_store
-        return bool(home) and (home == self.connection.home_id or of_cycle or (older and own_store))
+        return [run for run in found if is_ours(run.data.tags)]
 
     def close_left_over(self, cycle_id: str, production: int | None) -> None:
         """End the runs that dead processes of this home left open.

@@ -290,11 +290,7 @@ def _readable_schema(database: Path) -> str:
     try:
         return _schema_of(database)
     except sqlite3.Error as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-            raise TryLaterError(f"{database} is locked by another process") from error
-        raise PipelineError(
-            f"{database} is not a readable MLflow store ({error}); restore it from a backup"
-        ) from error
+        raise places.unreadable(database, error, "restore it from a backup") from error
 
 
 def _refuse_newer(store: str, found: str) -> None:

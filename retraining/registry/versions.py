@@ -19,6 +19,7 @@ from retraining.registry.facts import (
     OUT_OF_FOLD_FILE,
     PRODUCTION,
     REPORT_FILE,
+    TABLES,
     TAG_ARTIFACT_HASH,
     TAG_CODE,
     TAG_CREATED,
@@ -316,8 +317,7 @@ class Versions:
         found = {}
         if TAG_ARTIFACT_HASH not in version.tags:
             found[TAG_ARTIFACT_HASH] = self.models.digest(version)
-        tables = {TAG_MANIFEST_HASH: MANIFEST_FILE, TAG_OUT_OF_FOLD_HASH: OUT_OF_FOLD_FILE}
-        for tag, name in tables.items():
+        for tag, name in TABLES.items():
             content = self.runs.artifact(version.run_id, name)
             if content is not None:
                 found[tag] = hash_bytes(content)

@@ -33,7 +33,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "outcome", "text", "windows"),
     ("resampling", "settings", "workers"),
     ("advice", "gate"),
-    ("confined", "files"),
+    ("confined", "files", "typed_names"),
     ("archives", "journal", "kept_tables"),
     ("looks", "training"),
     ("cross_validation", "dask_cluster", "ground_truth", "identity"),
