@@ -271,6 +271,7 @@ class TestRegistryEditors:
         assert "version 2 is not one that this home registered" in capsys.readouterr().out
         assert sorted(path.name for path in (home / "new_gts").iterdir()) == before
 
+    @pytest.mark.slow
     def test_a_person_who_trusts_it_is_in_the_history(
         self,
         home: Path,

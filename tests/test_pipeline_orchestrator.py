@@ -538,6 +538,7 @@ class TestNoPromotion:
         assert "version 2" in again.message
         assert counts(settings) == before
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("n_sessions", "promoted"), [(3, False), (BATCH, True)])
     def test_sessions_count_in_place_of_recordings(
         self, home: Path, settings_of: SettingsOf, n_sessions: int, *, promoted: bool
@@ -1048,6 +1049,7 @@ class TestCommandLine:
         assert done.stdout.startswith("promoted: version 2 replaces version 1"), done.stderr
         assert not settings_file.exists()
 
+    @pytest.mark.slow
     def test_the_hook_gets_the_details(self, home: Path, settings_of: SettingsOf) -> None:
         """As JSON on standard input; a failing hook is only a warning."""
         target = home / "hook.json"

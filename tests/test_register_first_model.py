@@ -201,6 +201,7 @@ class TestTheBaseline:
         assert run_of(registry).data.metrics["mean_error"] == pytest.approx(mean)
         assert registry.runs.trained_with(champion.run_id) == {"n_folds": 3, "random_state": 42}
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("fast_training")
     def test_other_recordings_than_it_learnt(
         self, unregistered: Path, settings_of: SettingsOf
@@ -211,6 +212,7 @@ class TestTheBaseline:
         next((unregistered / "used_gts").iterdir()).unlink()
         assert register_first_model(settings).endswith(" % on used_gts/, trained on them")
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("fast_training")
     def test_other_code_than_trained_it(self, unregistered: Path, settings_of: SettingsOf) -> None:
         """The errors are those of the pickle; nobody promises that today's code makes it again."""

@@ -139,6 +139,7 @@ class TestWithdraw:
         assert undo(settings_of(home), ["old_01.csv"])["returned"][0]["place"]
         assert (home / "used_gts/old_01.csv").exists()
 
+    @pytest.mark.slow
     def test_a_gone_file_takes_no_older_version_with_it(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -198,6 +199,7 @@ class TestRefusedAtIntake:
         assert main(["correct", "turned.csv", "--home", str(home)]) == 1
         assert not (home / "used_gts/old_01.csv").exists()
 
+    @pytest.mark.slow
     def test_a_rollback_archives_none_of_it(self, home: Path, settings_of: SettingsOf) -> None:
         """Nor a content that was corrected since, although the version learnt both."""
         settings = settings_of(home)

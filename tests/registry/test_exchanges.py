@@ -206,6 +206,7 @@ def test_a_connection_that_is_used_again_keeps_its_new_time(tmp_path: Path) -> N
         assert ours.recv(1) == b"x"
 
 
+@pytest.mark.slow
 def test_a_large_upload_is_no_patience_of_the_server(
     server: Callable[[Answer], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
