@@ -16,11 +16,12 @@ from sample_gts import write_recordings
 
 import register_first_model
 from pipeline_orchestrator import main
+from retraining.contract import CONTRACT, NEEDED, Entry
 from retraining.errors import PipelineError
 from retraining.files import UnusableFile, waiting_names
 from retraining.registry import open_registry
 from retraining.settings import Settings
-from retraining.training import CONTRACT, NEEDED, Entry, Training, load_training_module
+from retraining.training import Training, load_training_module
 
 WHOLE = """
 import pandas as pd

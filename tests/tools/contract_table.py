@@ -15,7 +15,7 @@ DOCUMENT = ROOT / "docs" / "own_model.md"
 BEGIN, END = "<!-- contract: make contract-table writes this part -->", "<!-- end of contract -->"
 sys.path.insert(0, str(ROOT))
 
-from retraining.training import CONTRACT, NEEDED, Entry
+from retraining.contract import CONTRACT, NEEDED, Entry
 
 
 def contract_tables() -> str:

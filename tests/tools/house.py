@@ -30,7 +30,7 @@ PACKAGE = "retraining"
 TRAINING_MODULE = "train_classification_model"
 SCRIPTS = ("pipeline_orchestrator", "register_first_model", TRAINING_MODULE)
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors", "outcome", "text", "windows"),
+    ("contract", "errors", "outcome", "text", "windows"),
     ("resampling", "settings", "workers"),
     ("advice", "gate"),
     ("confined", "files", "typed_names"),
