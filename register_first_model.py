@@ -79,6 +79,8 @@ class FirstModel:
         Of its run.
     tags
         Of its version.
+    before_labels
+        What was left beside a pickle; else the training tells.
     """
 
     trained: TrainedModel
@@ -87,6 +89,7 @@ class FirstModel:
     out_of_fold: bool
     params: Mapping[str, Any]
     tags: Mapping[str, str] = field(default_factory=dict)
+    before_labels: bytes = b""
 
     def measured(self, unit: str) -> str:
         """Return its baseline in words."""
@@ -144,6 +147,7 @@ def from_pickle(
         out_of_fold=known is not None,
         params=params,
         tags={"pickle_sha256": sha256},
+        before_labels=known.before_labels.encode() if known else b"",
     )
 
 
@@ -376,6 +380,7 @@ def _first_version(registry: Registry, training: Training, first: FirstModel) ->
             out_of_fold=records.out_of_fold_table(first.trained, first.manifest)
             if first.out_of_fold
             else b"",
+            before_labels=_before_labels(first, training),
             tags={**tags, **first.tags},
         )
 
@@ -387,6 +392,11 @@ def _first_version(registry: Registry, training: Training, first: FirstModel) ->
         # Of what it was trained on it would be 0 in the history for ever.
         mean_error=first.trained.mean_error if first.out_of_fold else None,
     )
+
+
+def _before_labels(first: FirstModel, training: Training) -> bytes:
+    """Return what is known of it before labels come; what its own training left beside a pickle."""
+    return first.before_labels or records.before_labels(first.trained, training, first.manifest)
 
 
 def _record(first: FirstModel) -> RunRecord:

@@ -162,6 +162,34 @@ CONTRACT = (
         None,
     ),
     Entry(
+        "unlabelled_examples",
+        ("rows",),
+        "`examples` of a recording that nobody has checked: the features alone. Without it: the "
+        "rows, where `examples` is not there either; else nobody tells how far a recording lies "
+        "outside what a model learnt",
+        None,
+    ),
+    Entry(
+        "expected_errors",
+        ("model", "rows"),
+        "how far a model expects to be wrong on a recording, of which it is given what the model "
+        "takes, and `file`: a table whose index is `file`, one row, with `ERROR_COLUMN` on any "
+        "scale, for errors out of fold correct it. Where they apply: `unsure`, the share that is "
+        "decided unsurely; `predicted_count`, and in `count_spread` by how many it may be wrong, "
+        "on any scale; `note`, what is odd, in a text. `None` of a model that cannot tell. Without "
+        "it: no estimate before labels come",
+        None,
+    ),
+    Entry(
+        "doubtful_labels",
+        ("model", "rows"),
+        "the labels of a recording that a model contradicts which never saw it: a table with "
+        "`doubt`, from 0 to 1 how sure the model is, and what tells a person which label is meant "
+        "(`count_change`: by how much the true count would change). Without it: no list of labels "
+        "to look at again",
+        None,
+    ),
+    Entry(
         "verdicts",
         ("rows", "model"),
         "what `predict` prints of a recording: a table. Without it: the prediction of each row",

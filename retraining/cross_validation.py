@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from retraining.errors import PipelineError, TryLaterError
 from retraining.files import hash_bytes
 from retraining.kept_tables import KeptTables
 from retraining.text import printable
-from retraining.training import ERROR, FILE, TrainedModel, Training, unreadable_file
+from retraining.training import DOUBT, ERROR, FILE, TrainedModel, Training, unreadable_file
 from retraining.workers import deaths_told, local_workers
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ PARALLEL_READING_BYTES = 200_000_000
 MOST_SHUFFLED_EXAMPLES = 2000
 """Of a fold, for what a model relies on: its cost stays bounded."""
 EXAMPLE_ROWS, EXAMPLE_RECORDINGS = 5, 2
+TOLD = ("expected", "doubts")
+"""Of a fold, for the time before labels come."""
 KEPT_FACTS = {"n_rows", "data_quality", "session"}
 """Beside the examples of a recording."""
 
@@ -179,11 +181,16 @@ class Recording:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """What became of one fit: errors of its test recordings and what it relies on."""
+    """What became of one fit: errors of its test recordings, what it relies on and what it doubts.
+
+    `expected` and `doubts` are None where the module does not tell.
+    """
 
     model: Any
     errors: pd.DataFrame
-    losses: pd.Series[float] | None
+    losses: pd.Series[float] | None = None
+    expected: pd.DataFrame | None = None
+    doubts: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -236,9 +243,17 @@ class Fitter:
         with joblib.parallel_config("sequential"):
             model = training.fit(self.part(train), self.random_state)
             recordings = (self.reader.rows(self.recordings[number]) for number in test)
-            errors = _concat(training.errors(model, [rows]) for rows in recordings)
-            losses = self._losses(model, self.part(test)) if held_out else None
-        return FoldResult(None if held_out else model, errors, losses)
+            if not held_out:
+                return FoldResult(
+                    model, _concat(training.errors(model, [one]) for one in recordings)
+                )
+            errors, expected, doubts = [], [], []
+            for rows in recordings:
+                errors.append(training.errors(model, [rows]))
+                expected.append(_if_told(training.expected_errors, model, rows))
+                doubts.append(_if_told(training.doubtful_labels, model, rows))
+            losses = self._losses(model, self.part(test))
+        return FoldResult(None, _concat(errors), losses, _all(expected), _all(doubts))
 
     def _losses(self, model: Any, held_out: pd.DataFrame) -> pd.Series[float] | None:
         """Return by how much more is wrong when one feature of held-out examples is shuffled.
@@ -283,6 +298,23 @@ class Fitter:
             return None
         unit = 1 if has_decimals else 100
         return unit * pd.Series(shuffled.importances_mean, index=features.columns)
+
+
+def _if_told(
+    ask: Callable[[Any, pd.DataFrame], pd.DataFrame | None], model: Any, rows: pd.DataFrame
+) -> pd.DataFrame | None:
+    """Ask for what only people read: a mistake in it costs no training."""
+    try:
+        return ask(model, rows)
+    except PipelineError as error:
+        logger.warning("nothing is told before labels come: %s", error)
+        return None
+
+
+def _all(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
+    """Return one table of all; None if one is missing."""
+    known = [one for one in tables if one is not None]
+    return _concat(known) if known and len(known) == len(tables) else None
 
 
 def train(
@@ -352,6 +384,7 @@ def train(
         *folds, whole = fitted
     names = [one.name for one in recordings]
     losses = pd.DataFrame([fold.losses for fold in folds if fold.losses is not None])
+    expected, doubts = (_all([getattr(fold, one) for fold in folds]) for one in TOLD)
     trained = TrainedModel(
         model=whole.model,
         out_of_fold=_concat(fold.errors for fold in folds).loc[names],
@@ -366,6 +399,10 @@ def train(
         if losses.empty
         else pd.DataFrame({"mean": losses.mean(), "deviation": losses.std(ddof=0)}),
         sessions={one.name: one.session for one in recordings if one.session},
+        expected=None if expected is None else expected.loc[names],
+        doubts=None
+        if doubts is None
+        else doubts.sort_values(DOUBT, ascending=False, kind="stable", ignore_index=True),
     )
     return trained, sum(one.was_known for one in recordings)
 
@@ -378,11 +415,20 @@ def _check_results(
         names = [fitter.recordings[number].name for number in test]
         errors = result.errors[ERROR] if isinstance(result, FoldResult) else None
         is_result = errors is not None and [*errors.index] == names
-        if not is_result or not errors.between(0, sys.float_info.max).all():
+        if is_result and result.expected is not None:
+            expected = result.expected[ERROR]
+            is_result = [*expected.index] == names and _are_errors(expected)
+        if is_result and result.doubts is not None:
+            is_result = bool(result.doubts[FILE].isin(names).all())
+        if not is_result or not _are_errors(errors):
             raise PipelineError(
                 "a worker sent what is no result of its task: look at the cluster; nothing was "
                 "registered"
             )
+
+
+def _are_errors(numbers: pd.Series[float]) -> bool:
+    return bool(numbers.between(0, sys.float_info.max).all())
 
 
 def fit_on(training: Training, paths: Sequence[Path], random_state: int) -> Any:

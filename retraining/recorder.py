@@ -155,6 +155,7 @@ class Recorder:
                     training=cycle.training,
                     manifest=manifest,
                     out_of_fold=records.out_of_fold_table(trained, manifest),
+                    before_labels=records.before_labels(trained, cycle.training, manifest),
                     tags=cycle.tags,
                 )
                 vouching.vouch_for(cycle.settings, cycle.registry, version)

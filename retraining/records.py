@@ -29,7 +29,7 @@ from retraining.registry.facts import (
 )
 from retraining.settings import Settings
 from retraining.text import error_text, line_start, now, number_text, without_secrets
-from retraining.training import ERROR, PREDICTED_COUNT, TRUE_COUNT, TrainedModel
+from retraining.training import ERROR, PREDICTED_COUNT, TRUE_COUNT, TrainedModel, Training
 from retraining.windows import newest_in_words
 
 if TYPE_CHECKING:
@@ -101,6 +101,14 @@ def training_record(cycle: Cycle, trained: TrainedModel, manifest: Manifest) -> 
 def out_of_fold_table(trained: TrainedModel, manifest: Manifest) -> bytes:
     """Return the JSON of SHA-256 of a recording -> error by a model that never saw it."""
     return json.dumps(out_of_fold_by_hash(trained, manifest), indent=1).encode()
+
+
+def before_labels(trained: TrainedModel, training: Training, manifest: Manifest) -> bytes:
+    """Return what a version keeps for the time before labels come; empty if there is nothing."""
+    from retraining.calibration import BeforeLabels
+
+    hashes = {one.name: one.sha256 for one in manifest.files}
+    return BeforeLabels.of(trained, training, hashes).to_bytes()
 
 
 def _data_quality(notes: Mapping[str, str]) -> dict[str, bytes]:

@@ -38,6 +38,10 @@ ERROR = "error"
 """Column of every table of errors in the pipeline, whatever the module calls it."""
 TRUE_COUNT, PREDICTED_COUNT = "true_count", "predicted_count"
 """Columns that a table of errors may have beside it, where the error is one of counts."""
+UNSURE, COUNT_SPREAD, NOTE = "unsure", "count_spread", "note"
+"""Columns that a table of expected errors may have beside it."""
+DOUBT = "doubt"
+"""Column of every table of doubtful labels: from 0 to 1 how sure a model contradicts one."""
 FILE = "file"
 """Column with the name of the recording that a row belongs to."""
 SESSION = "session"
@@ -79,6 +83,12 @@ class TrainedModel:
         without each of them. None where the contract does not tell.
     sessions
         Recording -> session, of those that name one.
+    expected
+        One row per recording (index `file`), as `Training.expected_errors` returns it: what a
+        model that never saw it expects. None where the contract does not tell.
+    doubts
+        Labels that a model which never saw them contradicts, the surest first. None where the
+        contract does not tell.
     """
 
     model: Any
@@ -90,6 +100,8 @@ class TrainedModel:
     examples: pd.DataFrame
     importance: pd.DataFrame | None
     sessions: Mapping[str, str] = field(default_factory=dict)
+    expected: pd.DataFrame | None = None
+    doubts: pd.DataFrame | None = None
 
     @property
     def mean_error(self) -> float:
@@ -241,6 +253,91 @@ class Training:
                 "which is best"
             )
         return table
+
+    # --- Before labels come ---
+
+    def expected_errors(self, model: Any, rows: pd.DataFrame) -> pd.DataFrame | None:
+        """Return how far a model expects to be wrong on a recording, without its truth.
+
+        Parameters
+        ----------
+        model
+            Of this module, or a `PackagedModel`, which asks its own.
+
+        Returns
+        -------
+        DataFrame of shape (1, n)
+            Index `file`; `error`, not in scale, and what else the module tells: `unsure`,
+            `predicted_count`, `count_spread`, `note`. None where the model cannot tell.
+
+        Raises
+        ------
+        PipelineError
+            If the module fails, or what it returns is something else.
+        """
+        elsewhere = getattr(model, "expected_errors_elsewhere", None)
+        if elsewhere is not None:
+            table = elsewhere(rows)
+        else:
+            expect = self.said("expected_errors")
+            if expect is None:
+                return None
+            with self.mistakes_told("expected_errors"):
+                table = expect(model, rows[[*dict.fromkeys([*self.columns_of(rows), FILE])]])
+        return None if table is None else self._expectation(table, str(rows[FILE].iloc[0]))
+
+    def _expectation(self, table: Any, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        if not hasattr(table, "columns") or [*table.index] != [name]:
+            raise self.breach("expected_errors must return a table of one row, index `file`")
+        columns = {self.error_column: ERROR} | {
+            one: one for one in (UNSURE, PREDICTED_COUNT, COUNT_SPREAD)
+        }
+        found = table[[one for one in columns if one in table]].rename(columns=columns)
+        numbers = found.apply(pd.to_numeric, errors="coerce").astype(float)
+        if ERROR not in found or not ((numbers >= 0) & (numbers < sys.float_info.max)).all(axis=None):
+            raise self.breach(
+                f"expected_errors must return {self.error_column!r}, and numbers from 0"
+            )
+        return numbers.assign(**{NOTE: str(table[NOTE].iloc[0]) if NOTE in table else ""})
+
+    def doubtful_labels(self, model: Any, rows: pd.DataFrame) -> pd.DataFrame | None:
+        """Return the labels of a recording that a model contradicts; None where nobody tells.
+
+        Returns
+        -------
+        DataFrame of shape (n_labels, n)
+            `file`, `doubt` from 0 to 1, and what the module tells of each.
+
+        Raises
+        ------
+        PipelineError
+            If the module fails, or what it returns is something else.
+        """
+        tell = self.said("doubtful_labels")
+        if tell is None:
+            return None
+        with self.mistakes_told("doubtful_labels"):
+            table = tell(model, rows)
+        if not hasattr(table, "columns") or DOUBT not in table:
+            raise self.breach(f"doubtful_labels must return a table with {DOUBT!r}")
+        if not table[DOUBT].between(0, 1).all():
+            raise self.breach(f"doubtful_labels must return a {DOUBT!r} from 0 to 1")
+        table = table.drop(columns=FILE, errors="ignore")
+        table.insert(0, FILE, str(rows[FILE].iloc[0]))
+        return table
+
+    def unlabelled_examples(self, rows: pd.DataFrame) -> pd.DataFrame | None:
+        """Return the features of a recording that nobody has checked; None where nobody tells."""
+        make = self.said("unlabelled_examples")
+        if make is None:
+            return rows[self.columns_of(rows)] if self.said("examples") is None else None
+        with self.mistakes_told("unlabelled_examples"):
+            table = make(rows)
+        if not hasattr(table, "columns"):
+            raise self.breach(f"unlabelled_examples returned no table but {type(table).__name__}")
+        return self.features(table)
 
     # --- Recordings ---
 

@@ -63,8 +63,8 @@ class TestModule:
     """The file that somebody copies."""
 
     def test_it_is_short(self) -> None:
-        """At most 80 lines, blank ones included; the first edition took 118."""
-        assert len((OWN_MODEL / "grain_quality.py").read_text().splitlines()) <= 80
+        """At most 95 lines, blank ones and what is told before labels come included."""
+        assert len((OWN_MODEL / "grain_quality.py").read_text().splitlines()) <= 95
 
     @pytest.mark.parametrize(
         ("content", "text"),

@@ -16,7 +16,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 FEATURES = ("length_mm", "width_mm", "brightness", "moisture_percent")
 LABEL_COLUMN, CLASSES = "quality", ("sound", "broken", "mouldy")
-N_TREES = 100
+N_TREES, SURE = 100, 0.8
 
 MODEL_COLUMNS = FEATURES
 TRUSTED_TYPES = ("sklearn.tree._tree.Tree",)
@@ -71,6 +71,21 @@ def count_errors(rows: pd.DataFrame, predicted: Any) -> pd.DataFrame:
     """Return the error rate of each sample: how many of 100 grains are in the wrong class."""
     wrong = rows[LABEL_COLUMN].to_numpy() != np.asarray(predicted)
     return pd.DataFrame({"file": rows["file"], ERROR_COLUMN: 100.0 * wrong}).groupby("file").mean()
+
+
+def expected_errors(model: Any, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return how many of 100 grains of a sample the model expects to get wrong, before labels."""
+    sure = model.predict_proba(rows[list(FEATURES)]).max(axis=1)
+    facts = {ERROR_COLUMN: 100 * (1 - sure.mean()), "unsure": (sure < SURE).mean()}
+    return pd.DataFrame(facts, index=rows["file"].unique())
+
+
+def doubtful_labels(model: Any, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the grains that a model which never saw the sample puts into another class."""
+    shares = pd.DataFrame(model.predict_proba(rows[list(FEATURES)]), columns=model.classes_)
+    table = pd.DataFrame({"grain": range(1, len(rows) + 1), "label": rows[LABEL_COLUMN]})
+    table = table.assign(model=shares.idxmax(axis=1), doubt=shares.max(axis=1))
+    return table[table["model"] != table["label"]]
 
 
 def predict_without_a_model(rows: pd.DataFrame) -> Any:

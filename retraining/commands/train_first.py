@@ -181,6 +181,8 @@ class KnownErrors:
         Of the metric.
     code_sha256
         Of the training module.
+    before_labels
+        JSON of what is left for the time before labels come; empty if nothing is.
     """
 
     pickle_sha256: str
@@ -189,6 +191,7 @@ class KnownErrors:
     code_sha256: str
     n_folds: int
     random_state: int
+    before_labels: str = ""
 
     @classmethod
     def of(
@@ -200,6 +203,8 @@ class KnownErrors:
         pickle_sha256: str,
     ) -> KnownErrors:
         """Return what a training knows; `hashes` are name -> SHA-256 of its recordings."""
+        from retraining.calibration import BeforeLabels
+
         errors = trained.out_of_fold[ERROR]
         return cls(
             pickle_sha256=pickle_sha256,
@@ -208,6 +213,7 @@ class KnownErrors:
             code_sha256=training.code_sha256,
             n_folds=settings.n_folds,
             random_state=settings.random_state,
+            before_labels=BeforeLabels.of(trained, training, hashes).to_bytes().decode(),
         )
 
     @classmethod
@@ -219,8 +225,11 @@ class KnownErrors:
         ValueError
             If it is something else.
         """
+        from retraining.calibration import BeforeLabels
+
         try:
             known = cls(**json.loads(content))
+            BeforeLabels.from_bytes(known.before_labels.encode())
             errors = {str(sha256): float(error) for sha256, error in known.errors.items()}
             if not all(math.isfinite(error) and error >= 0 for error in errors.values()):
                 raise ValueError("an error is no number from 0")

@@ -31,6 +31,7 @@ FIRST_RUN = "Registering Initial Production Model"
 
 MANIFEST_FILE = "training_files.json"
 OUT_OF_FOLD_FILE = "out_of_fold_errors.json"
+BEFORE_LABELS_FILE = "before_labels.json"
 COMPARISON_FILE = "comparison.json"
 PROBATION_FILE = "probation.json"
 LOOK_FILE = "look.json"
@@ -61,6 +62,7 @@ TAG_RECORDINGS = "verdict_recordings"
 TAG_ARTIFACT_HASH = "artifact_sha256"
 TAG_MANIFEST_HASH = "manifest_sha256"
 TAG_OUT_OF_FOLD_HASH = "out_of_fold_sha256"
+TAG_BEFORE_LABELS_HASH = "before_labels_sha256"
 TAG_COMPARISON_HASH = "comparison_sha256"
 TAG_DIGEST = "version_sha256"
 TAG_PRUNED = "pruned"
@@ -73,11 +75,15 @@ TAG_MODULE = "training_module"
 TAG_CODE = "training_code_sha256"
 TAG_METRIC = "error_name"
 TAG_UNIT = "error_unit"
-TABLES = {TAG_MANIFEST_HASH: MANIFEST_FILE, TAG_OUT_OF_FOLD_HASH: OUT_OF_FOLD_FILE}
+TABLES = {
+    TAG_MANIFEST_HASH: MANIFEST_FILE,
+    TAG_OUT_OF_FOLD_HASH: OUT_OF_FOLD_FILE,
+    TAG_BEFORE_LABELS_HASH: BEFORE_LABELS_FILE,
+}
 """Tag of a version -> file of its run with that digest."""
 SEALED_TAGS = (
     *(TAG_ARTIFACT_HASH, TAG_MANIFEST_HASH, TAG_OUT_OF_FOLD_HASH, TAG_COMPARISON_HASH),
-    *(TAG_MODULE, TAG_CODE, TAG_METRIC, TAG_UNIT),
+    *(TAG_MODULE, TAG_CODE, TAG_METRIC, TAG_UNIT, TAG_BEFORE_LABELS_HASH),
 )
 """What a version's one digest is over: of its files, and what it says of its errors."""
 

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retraining.errors import PipelineError, TryLaterError
 from retraining.files import hash_bytes
 from retraining.registry.facts import (
+    BEFORE_LABELS_FILE,
     MANIFEST_FILE,
     MILLISECONDS,
     MONITORING_RUN,
@@ -21,6 +22,7 @@ from retraining.registry.facts import (
     REPORT_FILE,
     TABLES,
     TAG_ARTIFACT_HASH,
+    TAG_BEFORE_LABELS_HASH,
     TAG_CODE,
     TAG_CREATED,
     TAG_CYCLE,
@@ -45,6 +47,9 @@ from retraining.registry.runs import Runs
 from retraining.registry.store import NOT_THERE, Connection
 from retraining.registry.stored_models import LoggedModel, StoredModels
 from retraining.training import TrainedModel, Training
+
+if TYPE_CHECKING:
+    from retraining.calibration import BeforeLabels
 
 MODEL_DESCRIPTION = (
     f"Versions come from the retraining pipeline. {PRODUCTION!r} is the one in use, the alias of "
@@ -167,8 +172,7 @@ class Versions:
             If they are missing or were changed.
         """
         expected = version.tags.get(TAG_OUT_OF_FOLD_HASH)
-        other_metric = version.read.text(TAG_METRIC, training.error_name) != training.error_name
-        if other_metric or expected == NO_FILE:
+        if self._counts_otherwise(version, training) or expected == NO_FILE:
             return {}
         content = self.runs.artifact(version.run_id, OUT_OF_FOLD_FILE)
         source = f"version {version.number}"
@@ -179,6 +183,36 @@ class Versions:
         if expected not in (None, hash_bytes(content)):
             raise damaged(source, OUT_OF_FOLD_FILE, "is not the one that was registered")
         return numbers_by_name(content, source, OUT_OF_FOLD_FILE)
+
+    def before_labels(self, version: RegisteredVersion, training: Training) -> BeforeLabels:
+        """Return what a version's training left for the time before labels come.
+
+        Empty for a version whose module told nothing, and if errors were counted by another metric.
+
+        Raises
+        ------
+        PipelineError
+            If it is missing or was changed.
+        """
+        from retraining.calibration import BeforeLabels
+
+        expected = version.tags.get(TAG_BEFORE_LABELS_HASH)
+        if expected is None or self._counts_otherwise(version, training):
+            return BeforeLabels()
+        content = self.runs.artifact(version.run_id, BEFORE_LABELS_FILE)
+        source = f"version {version.number}"
+        if content is None:
+            raise unreadable(source, BEFORE_LABELS_FILE, None)
+        if hash_bytes(content) != expected:
+            raise damaged(source, BEFORE_LABELS_FILE, "is not the one that was registered")
+        try:
+            return BeforeLabels.from_bytes(content)
+        except ValueError as error:
+            raise unreadable(source, BEFORE_LABELS_FILE, error) from error
+
+    def _counts_otherwise(self, version: RegisteredVersion, training: Training) -> bool:
+        """Say whether a version's errors were counted by another metric than the module's."""
+        return version.read.text(TAG_METRIC, training.error_name) != training.error_name
 
     # --- Writing ---
 
@@ -198,13 +232,14 @@ class Versions:
         manifest: Manifest,
         out_of_fold: bytes,
         tags: Mapping[str, str],
+        before_labels: bytes = b"",
     ) -> RegisteredVersion:
         """Log a model and its manifest to the open run, then register it as a new version.
 
         Parameters
         ----------
-        out_of_fold
-            The table that `out_of_fold_errors` reads; empty if there is none.
+        out_of_fold, before_labels
+            What `out_of_fold_errors` and `before_labels` read; empty if there is none.
 
         Notes
         -----
@@ -229,6 +264,7 @@ class Versions:
             run_id=run_id,
             manifest=manifest,
             out_of_fold=out_of_fold,
+            before_labels=before_labels,
             tags={**tags, **made_by},
         )
 
@@ -266,18 +302,23 @@ class Versions:
         manifest: Manifest,
         out_of_fold: bytes,
         tags: Mapping[str, str],
+        before_labels: bytes = b"",
     ) -> RegisteredVersion:
         # The files first: a version is there only when everything that it names is.
         content = manifest.to_bytes()
         self.runs.log_file(content, MANIFEST_FILE, run_id)
         if out_of_fold:
             self.runs.log_file(out_of_fold, OUT_OF_FOLD_FILE, run_id)
+        if before_labels:
+            self.runs.log_file(before_labels, BEFORE_LABELS_FILE, run_id)
         logged = log_model()
         digests = {
             TAG_ARTIFACT_HASH: logged.digest,
             TAG_MANIFEST_HASH: hash_bytes(content),
             TAG_OUT_OF_FOLD_HASH: hash_bytes(out_of_fold) if out_of_fold else NO_FILE,
         }
+        if before_labels:
+            digests[TAG_BEFORE_LABELS_HASH] = hash_bytes(before_labels)
         place = {TAG_PLACE: self.connection.place}
         made = RegisteredVersion(0, run_id, {**tags, **digests, **place}, 0)
         created = self.connection.client.create_model_version(

@@ -36,7 +36,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("confined", "files", "typed_names"),
     ("archives", "journal", "kept_tables"),
     ("looks", "training"),
-    ("cross_validation", "dask_cluster", "ground_truth", "identity"),
+    ("calibration", "cross_validation", "dask_cluster", "ground_truth", "identity"),
     ("known_recordings",),
     ("intake",),
     ("registry.*",),
@@ -52,7 +52,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
 `NAME.*` is a package, whose modules may import each other as long as no circle comes of it.
 """
 HEAVY_THEMSELVES = tuple(
-    f"{PACKAGE}.{name}" for name in ("gate", "resampling", "identity", "known_recordings", "intake")
+    f"{PACKAGE}.{name}"
+    for name in ("calibration", "gate", "resampling", "identity", "known_recordings", "intake")
 )
 """Need numpy for everything they do; so they are imported late, as numpy is."""
 FOR_TYPES_ONLY = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
