@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ SELDOM_MISSING = 0.05
 LEAST_LIMIT, MARGIN = 0.1, 1.5
 """A recording is unlike what was learnt if more than that share of its values, and that many times
 as many as of any learnt one, lie outside."""
+NUMBERS = re.compile(r"[0-9]+")
 MOST_DOUBTS = 500
 """That are kept with a version, the surest first."""
 
@@ -72,6 +74,8 @@ class Calibration:
         Name -> least and largest learnt value, and share of missing ones.
     outside_limit
         Share of values outside these ranges from which a recording is unlike what was learnt.
+    notes
+        Kinds of what the recordings' notes on data quality list, see `kinds_of`.
     """
 
     n_recordings: int
@@ -81,6 +85,7 @@ class Calibration:
     count_factor: float | None = None
     features: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     outside_limit: float = LEAST_LIMIT
+    notes: Sequence[str] = ()
 
     @classmethod
     def of(cls, trained: TrainedModel, training: Training) -> Calibration | None:
@@ -107,6 +112,9 @@ class Calibration:
             count_factor=_count_factor(expected, errors),
             features=ranges,
             outside_limit=max(LEAST_LIMIT, MARGIN * max(shares, default=0.0)),
+            notes=sorted(
+                {kind for note in trained.data_quality.values() for kind in kinds_of(note)}
+            ),
         )
 
     def mean_error(self, expected: Sequence[float]) -> Estimate:
@@ -173,6 +181,17 @@ def _ranges(features: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
         for name, least, most, lacking in zip(numbers, low, high, missing, strict=True)
         if math.isfinite(least)
     }
+
+
+def kinds_of(note: str) -> dict[str, str]:
+    """Return kind -> text of what a note on data quality lists.
+
+    Examples
+    --------
+    >>> kinds_of("area: 3 missing, only 2 tracks")
+    {'area: # missing': 'area: 3 missing', 'only # tracks': 'only 2 tracks'}
+    """
+    return {NUMBERS.sub("#", one): one for one in note.split(", ") if one}
 
 
 def outside(

@@ -296,7 +296,9 @@ class Training:
         }
         found = table[[one for one in columns if one in table]].rename(columns=columns)
         numbers = found.apply(pd.to_numeric, errors="coerce").astype(float)
-        if ERROR not in found or not ((numbers >= 0) & (numbers < sys.float_info.max)).all(axis=None):
+        if ERROR not in found or not ((numbers >= 0) & (numbers < sys.float_info.max)).all(
+            axis=None
+        ):
             raise self.breach(
                 f"expected_errors must return {self.error_column!r}, and numbers from 0"
             )

@@ -37,7 +37,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("archives", "journal", "kept_tables"),
     ("looks", "training"),
     ("calibration", "cross_validation", "dask_cluster", "ground_truth", "identity"),
-    ("known_recordings",),
+    ("estimates", "known_recordings"),
     ("intake",),
     ("registry.*",),
     ("command_line", "cycle", "inventory", "notices", "pruning", "vouching"),
