@@ -385,14 +385,15 @@ def _triggered_cycle(
     # By name alone: a night without news costs one listing of a folder.
     n_names = len(waiting_names(settings.new_gts))
     if n_names < _fewest(settings, anyway=anyway):
-        return records.waiting(settings, n_names, anyway=anyway)
+        waiting = records.waiting(settings, n_names, anyway=anyway)
+        # What nobody has checked yet needs a model only where something new came.
+        estimate = recorder.estimate(settings, lambda: _production(settings, recorder))
+        return dataclasses.replace(waiting, estimate=estimate)
     recorder.step("1. trigger: %d new files", n_names)
     from retraining.known_recordings import KnownRecordings
 
-    registry = open_registry(settings)
-    recorder.remember(settings, registry)
-    training = load_training_module(settings)
-    champion = load_champion(registry, training)
+    registry, training, champion = _production(settings, recorder)
+    estimate = recorder.estimate(settings, lambda: (registry, training, champion))
     if by_hand := registry.production.moved_by_hand(champion.version):
         logger.warning("%s", by_hand)
     with recorder.unfinished(settings) as cycle_id:
@@ -401,8 +402,20 @@ def _triggered_cycle(
         with recorder.failure_explained(cycle):
             result = _cycle(cycle, recorder, force=force, anyway=anyway)
     return dataclasses.replace(
-        result, recordings=cycle.recordings(), unit=cycle.unit, notes=cycle.batch.notes
+        result,
+        recordings=cycle.recordings(),
+        unit=cycle.unit,
+        notes=cycle.batch.notes,
+        estimate=estimate,
     )
+
+
+def _production(settings: Settings, recorder: Recorder) -> tuple[Registry, Training, Champion]:
+    """Open the registry and load what it serves."""
+    registry = open_registry(settings)
+    recorder.remember(settings, registry)
+    training = load_training_module(settings)
+    return registry, training, load_champion(registry, training)
 
 
 def _fewest(settings: Settings, *, anyway: bool) -> int:
@@ -501,10 +514,11 @@ def _work(settings: Settings, options: argparse.Namespace) -> int:
             "message": result.message,
             "stuck": result.stuck,
             "notes": [*result.notes],
+            "estimate": dataclasses.asdict(result.estimate) if result.estimate else None,
             **result.facts,
             "by_recording": [dataclasses.asdict(one) for one in result.recordings],
         }
-        lines = [result.message, *result.notes]
+        lines = [result.message, *result.notes, *filter(None, [result.alarm])]
         print_result(lines, facts, as_json=options.json, tone=result.outcome.tone)
     return EXIT_DONE
 

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,13 +247,18 @@ class Fitter:
                 return FoldResult(
                     model, _concat(training.errors(model, [one]) for one in recordings)
                 )
-            errors, expected, doubts = [], [], []
+            errors: list[pd.DataFrame] = []
+            expected: list[pd.DataFrame | None] = []
+            doubts: list[pd.DataFrame | None] = []
             for rows in recordings:
                 errors.append(training.errors(model, [rows]))
-                expected.append(_if_told(training.expected_errors, model, rows))
-                doubts.append(_if_told(training.doubtful_labels, model, rows))
+                with _mistakes_cost_no_training():
+                    expected += training.expected_errors(model, [rows])
+                    doubts.append(training.doubtful_labels(model, rows))
             losses = self._losses(model, self.part(test))
-        return FoldResult(None, _concat(errors), losses, _all(expected), _all(doubts))
+        return FoldResult(
+            None, _concat(errors), losses, *(_all(one, len(test)) for one in (expected, doubts))
+        )
 
     def _losses(self, model: Any, held_out: pd.DataFrame) -> pd.Series[float] | None:
         """Return by how much more is wrong when one feature of held-out examples is shuffled.
@@ -300,21 +305,21 @@ class Fitter:
         return unit * pd.Series(shuffled.importances_mean, index=features.columns)
 
 
-def _if_told(
-    ask: Callable[[Any, pd.DataFrame], pd.DataFrame | None], model: Any, rows: pd.DataFrame
-) -> pd.DataFrame | None:
-    """Ask for what only people read: a mistake in it costs no training."""
+@contextlib.contextmanager
+def _mistakes_cost_no_training() -> Iterator[None]:
+    """Ask for what only people read."""
     try:
-        return ask(model, rows)
+        yield
+    except TryLaterError:
+        raise
     except PipelineError as error:
-        logger.warning("nothing is told before labels come: %s", error)
-        return None
+        logger.warning("less is told before labels come: %s", error)
 
 
-def _all(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
+def _all(tables: Sequence[pd.DataFrame | None], n_wanted: int) -> pd.DataFrame | None:
     """Return one table of all; None if one is missing."""
     known = [one for one in tables if one is not None]
-    return _concat(known) if known and len(known) == len(tables) else None
+    return _concat(known) if known and len(known) == n_wanted else None
 
 
 def train(
@@ -384,7 +389,7 @@ def train(
         *folds, whole = fitted
     names = [one.name for one in recordings]
     losses = pd.DataFrame([fold.losses for fold in folds if fold.losses is not None])
-    expected, doubts = (_all([getattr(fold, one) for fold in folds]) for one in TOLD)
+    expected, doubts = (_all([getattr(fold, one) for fold in folds], len(folds)) for one in TOLD)
     trained = TrainedModel(
         model=whole.model,
         out_of_fold=_concat(fold.errors for fold in folds).loc[names],

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retraining.estimates import Estimated
 from retraining.ground_truth import GroundTruthFile
 from retraining.looks import Look, Past
 from retraining.outcome import Outcome
@@ -279,6 +280,8 @@ class CycleResult:
         Of their errors.
     notes
         What else became of the files in new_gts/.
+    estimate
+        What production probably does on recordings that nobody has checked; None without any.
     """
 
     outcome: Outcome
@@ -288,6 +291,12 @@ class CycleResult:
     recordings: tuple[RecordingResult, ...] = ()
     unit: str = ""
     notes: Sequence[str] = ()
+    estimate: Estimated | None = None
+
+    @property
+    def alarm(self) -> str:
+        """Why somebody should look before labels come; empty where nobody need."""
+        return self.estimate.alarm if self.estimate else ""
 
 
 @dataclass

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from retraining.text import number_text
+from retraining.journal import Entry, Memory
+from retraining.text import error_text, number_text
 from retraining.training import COUNT_SPREAD, ERROR, NOTE, PREDICTED_COUNT, UNSURE, Training
 
 if TYPE_CHECKING:
@@ -50,6 +51,73 @@ class RecordingEstimate:
 
 
 @dataclass(frozen=True)
+class Estimated(Entry):
+    """Recordings that nobody has checked were estimated: one line of the trend.
+
+    Parameters
+    ----------
+    version, run_id
+        Production, and the run that made it.
+    n_files
+        Recordings in unlabelled/ that production did not learn.
+    n_new
+        Of them those that were estimated this time.
+    n_recordings
+        The newest ones, that the mean is of.
+    mean_error, mean_error_low, mean_error_high
+        Estimated, with its 95 % interval, in `unit`; None where nobody can tell.
+    unsure, outside
+        Mean share that is decided unsurely, and of values outside what was learnt; None likewise.
+    n_unlike
+        Recordings among the newest that are unlike what was learnt.
+    alarm
+        Why somebody should look, in one line; empty where nobody need.
+    """
+
+    KIND: ClassVar[str] = "estimated"
+    model_name: str
+    version: int
+    run_id: str
+    at: str
+    n_files: int
+    n_new: int
+    n_recordings: int
+    mean_error: float | None
+    mean_error_low: float | None
+    mean_error_high: float | None
+    unit: str
+    threshold: float
+    unsure: float | None = None
+    outside: float | None = None
+    n_unlike: int = 0
+    alarm: str = ""
+
+    @property
+    def in_words(self) -> str:
+        """What is estimated, in one sentence that calls it so."""
+        if self.mean_error is None:
+            return f"no estimate of {self.n_recordings} recordings that nobody has checked"
+        low, high = self.mean_error_low or 0.0, self.mean_error_high or 0.0
+        said = (
+            f"estimated before labels: {error_text(self.mean_error, self.unit)} (95 % interval "
+            f"{number_text(low)} to {number_text(high)}) on {self.n_recordings} recordings that "
+            "nobody has checked"
+        )
+        shares = {"unsure": self.unsure, "of the values outside what was learnt": self.outside}
+        more = [f"{100 * one:.0f} % {what}" for what, one in shares.items() if one is not None]
+        return ", ".join([said, *more])
+
+
+def trend(memory: Memory, model_name: str, version: int, run_id: str) -> list[Estimated]:
+    """Return the estimates of a production version, the oldest first."""
+    return [
+        one
+        for one in memory.all(Estimated)
+        if (one.model_name, one.version, one.run_id) == (model_name, version, run_id)
+    ]
+
+
+@dataclass(frozen=True)
 class Estimator:
     """Asks a model about recordings that nobody has checked.
 
@@ -66,19 +134,33 @@ class Estimator:
     calibration: Calibration | None
 
     def of(self, rows: pd.DataFrame, name: str, sha256: str) -> RecordingEstimate:
-        """Estimate one recording.
+        """Estimate one recording, as `of_all`."""
+        return self.of_all([(rows, name, sha256)])[0]
+
+    def of_all(
+        self, recordings: Sequence[tuple[pd.DataFrame, str, str]]
+    ) -> list[RecordingEstimate]:
+        """Estimate recordings; a version that other code made is asked once for all of them.
 
         Parameters
         ----------
-        rows
-            As `Training.parse_unlabelled` returns them.
+        recordings
+            Rows as `Training.parse_unlabelled` returns them, name and SHA-256 of the file.
 
         Raises
         ------
         PipelineError
             If the module fails.
         """
-        expected = self.training.expected_errors(self.model, rows)
+        expected = self.training.expected_errors(self.model, [rows for rows, _, _ in recordings])
+        return [
+            self._of(rows, name, sha256, one)
+            for (rows, name, sha256), one in zip(recordings, expected, strict=True)
+        ]
+
+    def _of(
+        self, rows: pd.DataFrame, name: str, sha256: str, expected: pd.DataFrame | None
+    ) -> RecordingEstimate:
         share = self._outside(rows)
         unlike = [*self._new_notes(rows), self._too_far_outside(share)]
         facts: dict[str, Any] = {}

@@ -1,9 +1,9 @@
 """Tell programs outside: the operator's commands after a change, and when somebody must look.
 
 `--on-promotion` runs after production changed, `--on-attention` when a run failed, rejected files,
-rolled back by itself or is stuck, and when `status` finds the pipeline overdue. Both run at least
-once, also if the machine dies in between: what was told is noted only afterwards. Nothing heavy
-is imported here.
+rolled back by itself, is stuck or production is probably degraded, and when `status` finds the
+pipeline overdue. Both run at least once, also if the machine dies in between: what was told is
+noted only afterwards. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from retraining.text import as_local_time, now, printable, without_secrets
 
 HEARTBEAT_NAME = ".pipeline_last_run.json"
 MAX_HEARTBEAT_MB = 100.0
-STUCK = "stuck"
+STUCK, ALARM = "stuck", "estimate"
 
 logger = logging.getLogger("pipeline")
 
@@ -144,13 +144,17 @@ def failure_noted(settings: Settings) -> Iterator[None]:
         raise
 
 
-def note_end(settings: Settings, outcome: str, message: str, stuck: str | None) -> None:
+def note_end(
+    settings: Settings, outcome: str, message: str, stuck: str | None, alarm: str = ""
+) -> None:
     """Call for attention to what is new, then note that a run came to its end.
 
     Parameters
     ----------
     stuck
         Why a person is needed; empty if nobody is; None if this run did not look.
+    alarm
+        Why somebody should look before labels come; empty where nobody need.
     """
     before = read_heartbeat(settings).get("attention")
     before = before if isinstance(before, dict) else {}
@@ -160,6 +164,8 @@ def note_end(settings: Settings, outcome: str, message: str, stuck: str | None) 
         attention[STUCK] = before[STUCK]
     elif stuck:
         attention[STUCK] = printable(stuck)
+    if alarm:
+        attention[ALARM] = printable(alarm)
     message = printable(message)
     if outcome == Outcome.ROLLED_BACK.value:
         attention[outcome] = message

@@ -11,9 +11,10 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from retraining import ground_truth, notices, pruning, records, recovery, vouching
+from retraining import ground_truth, notices, pruning, records, recovery, unlabelled, vouching
 from retraining.cycle import Batch, Cycle, CycleResult
 from retraining.errors import StoppedBySignal, stop_request
+from retraining.estimates import Estimated
 from retraining.files import exclusive_lock, lock_without_writing
 from retraining.journal import Journal
 from retraining.kept_tables import KeptTables, tables_of
@@ -36,6 +37,7 @@ from retraining.report import keep
 from retraining.settings import Settings
 from retraining.text import printable
 from retraining.training import TrainedModel
+from retraining.unlabelled import Production
 
 if TYPE_CHECKING:
     from retraining.gate import Verdict
@@ -68,22 +70,23 @@ class Recorder:
     def end(self, settings: Settings, result: CycleResult) -> None:
         """Note that a run came to its end, and call for attention to what is new."""
         keep.keep_quiet_night(settings, result)
-        notices.note_end(settings, result.outcome.value, result.message, result.stuck)
+        notices.note_end(settings, result.outcome.value, result.message, result.stuck, result.alarm)
+
+    def estimate(self, settings: Settings, production: Production) -> Estimated | None:
+        """Estimate what nobody has checked yet; a night never fails of it."""
+        with _no_night_fails_of_it(settings, "nothing new is estimated before labels come"):
+            unlabelled.estimate(settings, production)
+        return unlabelled.last_estimate(settings)
 
     def prune(self, settings: Settings, result: CycleResult) -> None:
         """Let the losers before the newest go, after a verdict; a night never fails of it."""
         if not settings.keep_losers or result.outcome not in WITH_A_VERDICT:
             return
-        try:
+        what = "nothing more was pruned, the next verdict tries again"
+        with _no_night_fails_of_it(settings, what):
             found = pruning.prune(settings, open_registry(settings), keep=settings.keep_losers)
-        except StoppedBySignal:
-            raise
-        except Exception as error:
-            known = as_pipeline_error(error, settings) or error
-            logger.warning("nothing more was pruned, the next verdict tries again: %s", known)
-            return
-        if found.versions:
-            logger.info("pruned %s freed", found.in_words)
+            if found.versions:
+                logger.info("pruned %s freed", found.in_words)
 
     def unfinished(self, settings: Settings) -> contextlib.AbstractContextManager[str]:
         """Give an id for the cycle; an interruption leaves a note of it."""
@@ -229,6 +232,16 @@ class Recorder:
         recovery.archive(cycle.settings, manifest.names)
 
 
+@contextlib.contextmanager
+def _no_night_fails_of_it(settings: Settings, what: str) -> Iterator[None]:
+    try:
+        yield
+    except StoppedBySignal:
+        raise
+    except Exception as error:
+        logger.warning("%s: %s", what, as_pipeline_error(error, settings) or error)
+
+
 class DryRun(Recorder):
     """Writes nothing: says what would happen."""
 
@@ -246,6 +259,10 @@ class DryRun(Recorder):
 
     def end(self, settings: Settings, result: CycleResult) -> None:
         """Note nothing."""
+
+    def estimate(self, settings: Settings, production: Production) -> Estimated | None:
+        """Estimate nothing anew."""
+        return unlabelled.last_estimate(settings)
 
     def prune(self, settings: Settings, result: CycleResult) -> None:
         """Remove nothing."""

@@ -125,6 +125,11 @@ class Settings:
         "train_classification_model",
         "the team's own logic: a module beside the scripts, or the path of a Python file",
     )
+    unlabelled: str = _setting(
+        "unlabelled",
+        "folder of recordings that nobody has checked, below HOME or anywhere: production's error "
+        "on them is estimated each night",
+    )
     champion_env: str = _setting(
         "local",
         "where a version predicts that other code made: local: with the installed packages; uv or "
@@ -341,6 +346,11 @@ class Settings:
     def withdrawn_gts(self) -> Path:
         """Where recordings are kept that a person took out of the training data."""
         return self.home / "withdrawn"
+
+    @property
+    def unlabelled_folder(self) -> Path:
+        """Where recordings lie that nobody has checked; need not be there."""
+        return self.home / Path(self.unlabelled).expanduser()
 
     @property
     def reports(self) -> Path:

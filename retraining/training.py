@@ -256,8 +256,10 @@ class Training:
 
     # --- Before labels come ---
 
-    def expected_errors(self, model: Any, rows: pd.DataFrame) -> pd.DataFrame | None:
-        """Return how far a model expects to be wrong on a recording, without its truth.
+    def expected_errors(
+        self, model: Any, recordings: Sequence[pd.DataFrame]
+    ) -> list[pd.DataFrame | None]:
+        """Return how far a model expects to be wrong on each recording, without its truth.
 
         Parameters
         ----------
@@ -266,7 +268,7 @@ class Training:
 
         Returns
         -------
-        DataFrame of shape (1, n)
+        list of DataFrame of shape (1, n)
             Index `file`; `error`, not in scale, and what else the module tells: `unsure`,
             `predicted_count`, `count_spread`, `note`. None where the model cannot tell.
 
@@ -275,24 +277,29 @@ class Training:
         PipelineError
             If the module fails, or what it returns is something else.
         """
-        elsewhere = getattr(model, "expected_errors_elsewhere", None)
-        if elsewhere is not None:
-            table = elsewhere(rows)
+        in_one_go = getattr(model, "expected_errors_of_recordings", None)
+        if in_one_go is not None:
+            tables = in_one_go(recordings)
+        elif self.said("expected_errors") is None:
+            return [None] * len(recordings)
         else:
-            expect = self.said("expected_errors")
-            if expect is None:
-                return None
-            with self.mistakes_told("expected_errors"):
-                table = expect(model, rows[[*dict.fromkeys([*self.columns_of(rows), FILE])]])
-        return None if table is None else self._expectation(table, str(rows[FILE].iloc[0]))
+            tables = [self._expected(model, rows) for rows in recordings]
+        return [
+            None if table is None else self._expectation(table, rows)
+            for table, rows in zip(tables, recordings, strict=True)
+        ]
 
-    def _expectation(self, table: Any, name: str) -> pd.DataFrame:
+    def _expected(self, model: Any, rows: pd.DataFrame) -> Any:
+        with self.mistakes_told("expected_errors"):
+            return self.module.expected_errors(model, rows[self.columns_and_file(rows)])
+
+    def _expectation(self, table: Any, rows: pd.DataFrame) -> pd.DataFrame:
         import pandas as pd
 
-        if not hasattr(table, "columns") or [*table.index] != [name]:
+        if not hasattr(table, "columns") or [*table.index] != [*rows[FILE].unique()]:
             raise self.breach("expected_errors must return a table of one row, index `file`")
         columns = {self.error_column: ERROR} | {
-            one: one for one in (UNSURE, PREDICTED_COUNT, COUNT_SPREAD)
+            one: one for one in (ERROR, UNSURE, PREDICTED_COUNT, COUNT_SPREAD)
         }
         found = table[[one for one in columns if one in table]].rename(columns=columns)
         numbers = found.apply(pd.to_numeric, errors="coerce").astype(float)
@@ -347,6 +354,10 @@ class Training:
         """Return the columns of rows that a model is given, never the truth."""
         names = dict.fromkeys((*self.said("MODEL_COLUMNS"), *self.optional_columns))
         return [name for name in names if name in rows]
+
+    def columns_and_file(self, rows: pd.DataFrame) -> list[str]:
+        """Return the same, and the recording's name."""
+        return [*dict.fromkeys([*self.columns_of(rows), FILE])]
 
     @property
     def required_columns(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from retraining.files import hash_file
 from retraining.registry.facts import OTHER_VERSION
 from retraining.settings import Settings
 from retraining.text import printable
-from retraining.training import Training
+from retraining.training import FILE, Training
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,26 @@ with open(source) as recordings, open(target, "w") as predictions:  # nothing bu
         print(json.dumps(numpy.asarray(model.predict(rows)).tolist()), file=predictions)
 """
 """Run by the other process; MLflow puts the packaged code before all other."""
+EXPECT = """
+import importlib
+import json
+import sys
+
+import pandas
+from mlflow import pyfunc
+
+folder, source, target, name = sys.argv[1:]
+model = pyfunc.load_model(folder).get_raw_model()
+module = importlib.import_module(name)
+expect = getattr(module, "expected_errors", lambda model, rows: None)
+with open(source) as recordings, open(target, "w") as expected:
+    for recording in recordings:
+        table = expect(model, pandas.DataFrame(**json.loads(recording)))
+        if table is not None:
+            table = table.rename(columns={module.ERROR_COLUMN: "error"})
+        print("null" if table is None else table.to_json(orient="split"), file=expected)
+"""
+"""The same, for how far the version expects to be wrong."""
 PREDICT_IN_ENVIRONMENT = """
 import shlex
 import sys
@@ -126,24 +146,55 @@ class PackagedModel:
         """
         import numpy as np
 
-        if not recordings:
+        answers = self._answers(PREDICT, [rows[self._columns(rows)] for rows in recordings])
+        return [np.asarray(one) for one in answers]
+
+    def expected_errors_of_recordings(
+        self, recordings: Sequence[pd.DataFrame]
+    ) -> list[pd.DataFrame | None]:
+        """Return how far the version expects to be wrong on each recording, by its own code.
+
+        Raises
+        ------
+        PipelineError
+            As `predict_recordings`, or if the answer is no table.
+        """
+        import pandas as pd
+
+        code = [one.stem for one in (self._folder / "code").glob("*.py")]
+        if len(code) != 1:
+            return [None] * len(recordings)
+        columns = [[*dict.fromkeys([*self._columns(rows), FILE])] for rows in recordings]
+        tables = [rows[names] for rows, names in zip(recordings, columns, strict=True)]
+        try:
+            return [
+                None if one is None else pd.DataFrame(**one)
+                for one in self._answers(EXPECT, tables, *code)
+            ]
+        except (TypeError, ValueError) as error:
+            raise PipelineError(
+                f"version {self._number} tells no expected errors with its own code: {error}"
+            ) from error
+
+    def _answers(self, script: str, tables: Sequence[pd.DataFrame], *words: str) -> list[Any]:
+        """Let the other process answer, one line for each table."""
+        if not tables:
             return []
         with tempfile.TemporaryDirectory(prefix="pipeline-predict-") as name:
-            source, target = Path(name, "recordings.json"), Path(name, "predictions.json")
+            source, target = Path(name, "recordings.json"), Path(name, "answers.json")
             with source.open("w", encoding="utf-8") as stream:
-                stream.writelines(f"{self._as_json(rows)}\n" for rows in recordings)
-            self._run_predict(source, target)
-            predictions = _read_predictions(target)
-        if len(predictions) != len(recordings):
+                stream.writelines(f"{self._as_json(table)}\n" for table in tables)
+            self._run(script, source, target, *words)
+            answers = _read_answers(target)
+        if len(answers) != len(tables):
             raise PipelineError(
-                f"version {self._number} predicted {len(predictions)} of {len(recordings)} "
+                f"version {self._number} predicted {len(answers)} of {len(tables)} "
                 f"recordings with its own code; {OTHER_VERSION}"
             )
-        return [np.asarray(one) for one in predictions]
+        return answers
 
-    def _as_json(self, rows: pd.DataFrame) -> str:
+    def _as_json(self, table: pd.DataFrame) -> str:
         """Return rows on one line, in JSON and not CSV: a number comes back to the last bit."""
-        table = rows[self._columns(rows)]
         try:
             return json.dumps(table.to_dict("split", index=False))
         except TypeError as error:
@@ -152,15 +203,15 @@ class PackagedModel:
                 f"{error}; let the training module read it as one of these"
             ) from error
 
-    def _run_predict(self, source: Path, target: Path) -> None:
+    def _run(self, code: str, source: Path, target: Path, *more: str) -> None:
         failure = f"version {self._number} does not predict with its own code"
-        words = [str(self._folder), str(source), str(target)]
+        words = [str(self._folder), str(source), str(target), *more]
         if self._settings.champion_env == "local":
             remedy = "--champion-env uv rebuilds its packages as well"
-            run_confined(["-c", PREDICT, *words], self._settings, failure, remedy)
+            run_confined(["-c", code, *words], self._settings, failure, remedy)
             return
         script = source.with_name("predict_recordings.py")
-        script.write_text(PREDICT, encoding="utf-8")
+        script.write_text(code, encoding="utf-8")
         words = [PREDICT_IN_ENVIRONMENT, self._settings.champion_env, str(script), *words]
         run_confined(["-c", *words], self._settings, failure, OTHER_VERSION)
 
@@ -202,7 +253,7 @@ class PackagedModel:
         return [name for name in (*self._required, *self._optional) if name in rows.columns]
 
 
-def _read_predictions(path: Path) -> list[Any]:
+def _read_answers(path: Path) -> list[Any]:
     """Return what the other process wrote; nothing of what is no JSON."""
     try:
         return [json.loads(line) for line in path.read_bytes().splitlines()]

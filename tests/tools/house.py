@@ -41,7 +41,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("intake",),
     ("registry.*",),
     ("command_line", "cycle", "inventory", "notices", "pruning", "vouching"),
-    ("records", "recovery"),
+    ("records", "recovery", "unlabelled"),
     ("report.*",),
     ("recorder",),
     ("commands.*",),
