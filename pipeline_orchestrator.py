@@ -518,7 +518,9 @@ def _work(settings: Settings, options: argparse.Namespace) -> int:
             **result.facts,
             "by_recording": [dataclasses.asdict(one) for one in result.recordings],
         }
-        lines = [result.message, *result.notes, *filter(None, [result.alarm])]
+        lines = [result.message, *result.notes]
+        if result.estimate:
+            lines.append(result.alarm or result.estimate.in_words)
         print_result(lines, facts, as_json=options.json, tone=result.outcome.tone)
     return EXIT_DONE
 

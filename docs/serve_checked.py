@@ -4,9 +4,11 @@ Usage::
 
     MLFLOW_TRACKING_URI=... .venv/bin/python docs/serve_checked.py models:/MODEL@production PORT
 
-The answers are those of `mlflow models serve`, except where that fails with status 500 on what it
-cannot read: JSON that is nested too deeply, numbers of thousands of digits, no Content-Type. These
-are refused with 400. A body of more than MAX_BODY_BYTES is refused with 413 and not read.
+/invocations answers as `mlflow models serve`, /probabilities/invocations with the probability of
+each class of the model (false count, real stem), where it knows any. What that server fails on with
+status 500 because it cannot read it is refused with 400: JSON that is nested too deeply, numbers of
+thousands of digits, no Content-Type. A body of more than MAX_BODY_BYTES is refused with 413 and not
+read.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import uvicorn
-from mlflow.pyfunc import scoring_server
+from mlflow.pyfunc import PyFuncModel, scoring_server
 
 MAX_BODY_BYTES = 50_000_000
+PROBABILITIES = "/probabilities"
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -92,9 +95,29 @@ async def refuse(send: Send, status: int, why: str) -> None:
     await send({"type": "http.response.body", "body": answer})
 
 
+class WithProbabilities:
+    """An ASGI app with another one below /probabilities, which answers by `predict_proba`."""
+
+    def __init__(self, model: PyFuncModel) -> None:
+        self.app = scoring_server.init(model)
+        raw = model.get_raw_model()
+        self.probabilities = None
+        if hasattr(raw, "predict_proba"):
+            knowing = PyFuncModel(model.metadata, raw, predict_fn="predict_proba")
+            self.probabilities = scoring_server.init(knowing)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Hand a request on to the app of its path."""
+        path = scope.get("path", "")
+        if self.probabilities is None or not path.startswith(f"{PROBABILITIES}/"):
+            return await self.app(scope, receive, send)
+        below = {**scope, "path": path.removeprefix(PROBABILITIES), "raw_path": None}
+        return await self.probabilities(below, receive, send)
+
+
 def main(model_uri: str, port: str) -> None:
     """Serve on 127.0.0.1 until a signal comes."""
-    app = scoring_server.init(scoring_server.load_model_with_mlflow_config(model_uri))
+    app = WithProbabilities(scoring_server.load_model_with_mlflow_config(model_uri))
     uvicorn.run(Checked(app), host="127.0.0.1", port=int(port))
 
 

@@ -49,6 +49,20 @@ class RecordingEstimate:
     outside: float | None = None
     unlike: tuple[str, ...] = ()
 
+    def in_words(self, unit: str) -> str:
+        """Say it in one line, the count first; empty where nobody tells."""
+        said = []
+        if self.count is not None:
+            between = "" if self.low is None else f" ({self.low} to {self.high})"
+            said.append(f"{self.count}{between}")
+        if self.error is not None and self.count is None:
+            said.append(f"estimated error {error_text(self.error, unit)}")
+        if self.unsure is not None:
+            said.append(f"{100 * self.unsure:.0f} % unsure")
+        if self.unlike:
+            said.append(f"unlike anything learnt: {'; '.join(self.unlike)}")
+        return ", ".join(said)
+
 
 @dataclass(frozen=True)
 class Estimated(Entry):

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
@@ -450,6 +450,22 @@ def as_local_time(seconds: float) -> str:
 def moment(at: str) -> str:
     """Return an ISO 8601 moment to the minute, as a page shows it."""
     return at[:16].replace("T", " ")
+
+
+def aligned(rows: Sequence[Sequence[object]]) -> list[str]:
+    """Return the lines of a table of texts from outside, the first column to the left.
+
+    Examples
+    --------
+    >>> aligned([["file", "error"], ["a.csv", "12.5"]])
+    ['file   error', 'a.csv   12.5']
+    """
+    cells = [[line_start(first), *map(printable, rest)] for first, *rest in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]).rstrip()
+        for first, *rest in cells
+    ]
 
 
 def number_text(value: float, decimals: int = 1, *, sign: bool = False) -> str:

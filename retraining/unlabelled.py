@@ -186,6 +186,12 @@ def estimate(settings: Settings, production: Production) -> None:
     Index(version.number, version.run_id, recorded, files | read, last).save(settings.home)
 
 
+def count(settings: Settings) -> int:
+    """Return how many files wait for somebody to check them; 0 without such a folder."""
+    folder = settings.unlabelled_folder
+    return len(waiting_names(folder)) if folder.is_dir() else 0
+
+
 def last_estimate(settings: Settings) -> Estimated | None:
     """Return what was estimated last; None where there is no such folder, or nothing was."""
     index = Index.of(settings.home) if settings.unlabelled_folder.is_dir() else None

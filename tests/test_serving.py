@@ -403,6 +403,29 @@ class TestChecked:
         assert (answer.status_code, reason in answer.text) == (status, True), answer.text
 
 
+class TestProbabilities:
+    """docs/serve_checked.py answers with probabilities, too."""
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_they_are_those_of_the_model(self, checked: Served, way: str) -> None:
+        """Below a path of their own, one pair for each row, in each form."""
+        write, content_type = WAYS[way]
+        url = f"{checked.address}/probabilities/invocations"
+        answer = requests.post(
+            url, data=write(ROWS), headers={"Content-Type": content_type}, timeout=60
+        )
+        assert answer.status_code == 200, answer.text
+        expected = checked.model.predict_proba(ROWS)
+        np.testing.assert_allclose(answer.json()["predictions"], expected, rtol=0, atol=1e-9)
+
+    def test_what_nobody_can_read_is_refused_there_too(self, checked: Served) -> None:
+        """By the same check, and by the model."""
+        url = f"{checked.address}/probabilities/invocations"
+        for body in (b"[" * 100_000, with_cell("area", "large")):
+            answer = requests.post(url, data=body, headers={"Content-Type": JSON}, timeout=60)
+            assert answer.status_code == 400, answer.text
+
+
 class TestManyAtOnce:
     """Answers of concurrent requests are not mixed up."""
 

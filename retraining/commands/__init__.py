@@ -9,6 +9,7 @@ from retraining.commands import (
     backup,
     check,
     correct,
+    doubts,
     export_model,
     history,
     import_model,
@@ -29,6 +30,7 @@ from retraining.commands import (
 COMMANDS = (
     status.COMMAND,
     predict.COMMAND,
+    doubts.COMMAND,
     check.COMMAND,
     history.COMMAND,
     rollback.COMMAND,

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
 import numbers
 import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retraining.command_line import Command
+from retraining.command_line import Command, print_result
 from retraining.errors import EXIT_DONE, EXIT_ERROR, PipelineError, stop_request
-from retraining.files import read_regular_file
+from retraining.estimates import Estimator, RecordingEstimate
+from retraining.files import hash_bytes, read_regular_file
 from retraining.registry import open_registry
 from retraining.settings import Settings
 from retraining.text import line_start, printable
@@ -40,18 +43,26 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="text as it is, for a program: a spreadsheet would run what looks like a formula",
     )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON: counts with their intervals, what is unsure or unlike, and all verdicts",
+    )
 
 
 def _work(settings: Settings, options: argparse.Namespace) -> int:
     # What a terminal obeys is never printed on one.
-    return predict(settings, options.files, raw=options.raw and not sys.stdout.isatty())
+    raw = options.raw and not sys.stdout.isatty()
+    return predict(settings, options.files, raw=raw, as_json=options.json)
 
 
-def predict(settings: Settings, files: list[str], *, raw: bool = False) -> int:
+def predict(
+    settings: Settings, files: list[str], *, raw: bool = False, as_json: bool = False
+) -> int:
     """Print the verdicts of one file after the other; a bad one is a line and exit status 1.
 
-    Verdicts go to standard output as CSV, `raw` or harmless in a spreadsheet; what is said of each
-    file to standard error, for people.
+    Verdicts go to standard output as CSV, `raw` or harmless in a spreadsheet, or all in one JSON
+    document; what is said of each file to standard error, for people.
 
     Raises
     ------
@@ -60,8 +71,12 @@ def predict(settings: Settings, files: list[str], *, raw: bool = False) -> int:
     """
     training = load_training_module(settings)
     registry = open_registry(settings)
-    model = registry.models.load(registry.production.champion(), training)
+    champion = registry.production.champion()
+    model = registry.models.load(champion, training)
+    calibration = registry.versions.before_labels(champion, training).calibration
+    estimator = Estimator(training, model, calibration)
     exit_status, header = EXIT_DONE, ""
+    found: list[dict[str, Any]] = []
     for file in files:
         stop_request.obey()
         try:
@@ -72,7 +87,15 @@ def predict(settings: Settings, files: list[str], *, raw: bool = False) -> int:
             verdicts = verdicts_of(training, model, rows)
         except (ValueError, OSError) as error:
             what = getattr(error, "strerror", None) or error
-            exit_status = _refuse(unreadable_file(file, what))
+            problem = unreadable_file(file, what)
+            exit_status = _refuse(problem)
+            found.append({"file": file, "problem": problem})
+            continue
+        estimate = estimator.of(rows, file, hash_bytes(content))
+        said = (estimate.in_words(training.error_unit), in_words(training, rows, verdicts))
+        _say(f"{line_start(file)}: {'; '.join(one for one in said if one)}")
+        if as_json:
+            found.append(_as_facts(estimate, verdicts))
             continue
         own_header, table = as_csv(verdicts, raw=raw)
         if header and own_header != header:
@@ -80,8 +103,17 @@ def predict(settings: Settings, files: list[str], *, raw: bool = False) -> int:
             raise training.breach(f"verdicts has other columns for {printable(file)}: {columns}")
         _write_out(table if header else f"{own_header}\n{table}")
         header = own_header
-        _say(f"{line_start(file)}: {in_words(training, rows, verdicts)}")
+    if as_json:
+        print_result([], {"version": champion.number, "files": found}, as_json=True)
     return exit_status
+
+
+def _as_facts(estimate: RecordingEstimate, verdicts: pd.DataFrame) -> dict[str, Any]:
+    """Return what `--json` tells of a file."""
+    facts = asdict(estimate)
+    del facts["expected"]  # in no unit
+    lines = json.loads(verdicts.to_json(orient="records", date_format="iso"))
+    return {"file": facts.pop("name"), **facts, "verdicts": lines}
 
 
 def verdicts_of(training: Training, model: Any, rows: pd.DataFrame) -> pd.DataFrame:
@@ -169,4 +201,4 @@ def _write_out(text: str) -> None:
         raise PipelineError("nobody reads standard output any more") from error
 
 
-COMMAND = Command("predict", "print what production says of recordings, as CSV", _add_flags, _work)
+COMMAND = Command("predict", "print what production says of recordings", _add_flags, _work)

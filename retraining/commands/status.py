@@ -6,12 +6,14 @@ import argparse
 import datetime
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from retraining import ground_truth, notices, records, recovery
+from retraining import ground_truth, notices, records, recovery, unlabelled
 from retraining.command_line import Command, print_result
 from retraining.cycle import threshold_of
 from retraining.errors import EXIT_DONE, EXIT_ERROR, PipelineError, TryLaterError
+from retraining.estimates import Estimated, trend
 from retraining.files import is_open_to_others, waiting_names
 from retraining.ground_truth import PARKED
 from retraining.inventory import Inventory, take_inventory
@@ -29,6 +31,10 @@ SHOWN_CYCLES = 10
 CLOCK_HOURS = 0.25
 """By so much a clock may be put right between two commands."""
 BARS = "▁▂▃▄▅▆▇█"
+NOBODY_TELLS = (
+    "nobody can tell how wrong production is: its version was trained without errors out of fold, "
+    "or its module does not tell"
+)
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +77,10 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
     problems += [stuck or _degraded(past, monitored, champion)]
     problems += [_still_above(past, champion, monitored)]
     problems += inventory.unexplained
+    estimates = trend(memory, settings.model_name, champion.number, champion.run_id)
+    last_estimate = unlabelled.last_estimate(settings)
+    if last_estimate and estimates and last_estimate.run_id == champion.run_id:
+        problems.append(last_estimate.alarm)
     problems += [ground_truth.rejected_problem(settings), open_to_others(settings)]
     return {
         "production": champion.number,
@@ -81,6 +91,8 @@ def status(settings: Settings, max_age_hours: float | None) -> dict[str, Any]:
         "rejected": ground_truth.rejected_names(settings),
         "parked": [one.name for one in ground_truth.rejected_files(settings) if one.kind == PARKED],
         "training_data": list(inventory.explained),
+        "unlabelled": unlabelled.count(settings),
+        "estimates": [asdict(one) for one in reversed(estimates[-SHOWN_CYCLES:])],
         "unfinished": recovery.unfinished_command(settings),
         "last_run": last_run or None,
         "cycles": [
@@ -279,7 +291,25 @@ def as_lines(state: Mapping[str, Any]) -> list[str]:
         f"{newest_in_words(one['decided_on'], one['recordings'])} recordings, {one['outcome']}"
         for one in cycles
     ]
-    return [*lines, *state["problems"]]
+    return [*lines, *_estimates_in_words(state), *state["problems"]]
+
+
+def _estimates_in_words(state: Mapping[str, Any]) -> list[str]:
+    """Say what is estimated where nobody has checked; nothing without such recordings."""
+    if not state["unlabelled"]:
+        return []
+    estimates = [Estimated(**one) for one in reversed(state["estimates"])]
+    if not estimates:
+        return [f"not checked: {state['unlabelled']} recordings; the next run estimates them"]
+    errors = [one.mean_error for one in estimates if one.mean_error is not None]
+    if not errors:
+        return [f"not checked: {state['unlabelled']} recordings, of which {NOBODY_TELLS}"]
+    last = estimates[-1]
+    return [
+        f"estimate before labels, oldest first: {sparkline(errors)} "
+        f"{', '.join(number_text(error) for error in errors)} {last.unit} (no measurement)",
+        last.in_words,
+    ]
 
 
 def _judged_in_words(state: Mapping[str, Any]) -> str:

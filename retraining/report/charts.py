@@ -7,6 +7,7 @@ the page's theme. Heavy packages are imported late.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import logging
 import math
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from retraining.cycle import RecordingResult
+from retraining.estimates import Estimated
 from retraining.registry.facts import MonitoredBatch
 from retraining.report.drift import FeatureShift
 from retraining.report.facts import FeatureImportance
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 NAMED_ROWS = 40
 """A chart of more recordings leaves their names to its table."""
 SHOWN_IMPORTANCES = 12
+INTERVAL = ("mean_error_low", "mean_error_high")
+"""Of an estimate."""
+DAY_SECONDS = 86_400
 LONGEST_LABEL = 22
 LONGEST_VALUE = 16
 MOST_DECIMALS = 12
@@ -196,6 +201,41 @@ def error_over_time(
     days = [as_local_time(batches[number].at_ms / 1000)[:10] for number in dated]
     axes.set_xticks(dated, days, fontsize=8.5)
     axes.set(ylabel=f"mean {error_name}, {unit}", xlabel="monitored batches, in order")
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+@house_style("charts")
+def estimates_over_time(
+    measured: Sequence[MonitoredBatch],
+    estimates: Sequence[Estimated],
+    threshold: float,
+    error_name: str,
+) -> Figure:
+    """Draw what was estimated before labels came beside what was measured.
+
+    Parameters
+    ----------
+    measured
+        Batches, the oldest first, of the estimates' unit.
+    estimates
+        At least one, the oldest first; each with a mean error.
+    """
+    figure, axes = _blank(5.0, 2.7)
+    days = [datetime.datetime.fromisoformat(one.at).timestamp() / DAY_SECONDS for one in estimates]
+    errors = [one.mean_error or 0.0 for one in estimates]
+    lows, highs = ([getattr(one, name) or 0.0 for one in estimates] for name in INTERVAL)
+    axes.vlines(days, lows, highs, color=MUTED, alpha=0.35, linewidth=2)
+    look: Any = {"marker": "o", "markersize": 5, "linewidth": 1.2}
+    axes.plot(days, errors, color=MUTED, linestyle=(0, (4, 3)), markerfacecolor="white", **look)
+    measured_on = [one.at_ms / 1000 / DAY_SECONDS for one in measured]
+    axes.plot(measured_on, [one.mean_error for one in measured], color=CHAMPION, **look)
+    top = max(threshold, *errors, *(one.mean_error for one in measured)) * 1.6 or 1
+    dated = sorted({math.floor(one) for one in (*days, *measured_on)})
+    shown = dated[:: max(len(dated) // 4, 1)]
+    axes.set_xticks(shown, [as_local_time(one * DAY_SECONDS)[:10] for one in shown], fontsize=8.5)
+    axes.set(ylim=(0, top), ylabel=f"mean {error_name}, {estimates[-1].unit}")
+    _mark_threshold(axes, threshold, estimates[-1].unit)
     axes.grid(axis="x", visible=False)
     return figure
 

@@ -19,6 +19,7 @@ from retraining import ground_truth
 from retraining.cross_validation import Reader, Recording
 from retraining.cycle import Challenger, Cycle, CycleResult, RecordingResult, threshold_of
 from retraining.errors import PipelineError
+from retraining.estimates import Estimated, trend
 from retraining.files import hash_file
 from retraining.ground_truth import Refusal
 from retraining.inventory import Inventory, take_inventory
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from retraining.gate import Verdict
 
-LONGEST_REASON = 300
+LONGEST_REASON, SHOWN_DOUBTS = 300, 20
 
 
 # --- Values ---
@@ -79,6 +80,10 @@ class PageFacts:
         How used_gts/ differs from what production learnt.
     importances
         The most important one first.
+    estimates
+        Of the production that was judged, on recordings that nobody had checked, the oldest first.
+    doubts
+        Labels that models of this training contradict which never saw them, the surest first.
     lineage
         Title -> (name -> version, hash or value).
     missing
@@ -98,6 +103,8 @@ class PageFacts:
     inventory: Inventory = Inventory()
     changed: ChangedData = ChangedData()
     importances: Sequence[FeatureImportance] = ()
+    estimates: Sequence[Estimated] = ()
+    doubts: Sequence[Mapping[str, Any]] = ()
     lineage: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     missing: Mapping[str, Exception] = field(default_factory=dict)
 
@@ -219,6 +226,8 @@ def _of_monitored(cycle: Cycle, outcome: Outcome, message: str, production: str)
         inventory=lambda: inventory_of(cycle),
         changed=lambda: changed_data(cycle),
         importances=lambda: importances(cycle),
+        estimates=lambda: estimates(cycle),
+        doubts=lambda: doubts(cycle),
         lineage=lambda: lineage(settings, cycle.training, cycle),
     )
     return PageFacts(
@@ -299,6 +308,23 @@ def why(error: Exception) -> str:
     places = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" ({Path(place.filename).name}:{place.lineno})" for place in places)
     return f"{type(error).__name__}: {said}{where}"
+
+
+def estimates(cycle: Cycle) -> Sequence[Estimated]:
+    """Return what was estimated of production before labels came."""
+    version, memory = cycle.champion.version, Journal(cycle.settings.home).read()
+    return trend(memory, cycle.settings.model_name, version.number, version.run_id)
+
+
+def doubts(cycle: Cycle) -> Sequence[Mapping[str, Any]]:
+    """Return the labels that the models of this training contradict most."""
+    table = cycle.challenger.result.doubts if cycle.challenger else None
+    if table is None:
+        return []
+    return [
+        {str(name): value for name, value in one.items()}
+        for one in table.head(SHOWN_DOUBTS).to_dict("records")
+    ]
 
 
 def importances(cycle: Cycle) -> tuple[FeatureImportance, ...]:

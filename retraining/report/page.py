@@ -1,9 +1,10 @@
 """Facts and charts -> the values of `page.html` -> the page: self-contained, without a script.
 
-The page answers, from top to bottom: what was decided; how production did over time; this batch,
-recording by recording; the gate's criteria and the paired differences; what changed in the data;
-what the challenger relies on; which files were odd or refused; what everything was made of. A
-section that fails becomes a sentence that says why, and the others stand.
+The page answers, from top to bottom: what was decided; how production did over time, and what was
+estimated before labels came; this batch, recording by recording; the gate's criteria and the paired
+differences; what changed in the data; what the challenger relies on, and which labels its models
+doubt; which files were odd or refused; what everything was made of. A section that fails becomes a
+sentence that says why, and the others stand.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from retraining.report.charts import alike, signed
 from retraining.report.drift import ChangedData, FeatureShift
 from retraining.report.facts import PageFacts, why
 from retraining.text import as_local_time, error_text, moment, number_text, printable
+from retraining.training import DOUBT, FILE
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -246,6 +248,74 @@ def _batch_table(facts: PageFacts, batches: Mapping[int, MonitoredBatch]) -> Tab
         },
         rows,
     )
+
+
+def before_labels(facts: PageFacts) -> list[Piece]:
+    """Show what was estimated of production on recordings that nobody had checked."""
+    known = [one for one in facts.estimates if one.mean_error is not None]
+    if not known:
+        return []
+    last = known[-1]
+    pieces: list[Piece] = [
+        Paragraph(
+            f"{last.in_words[0].upper()}{last.in_words[1:]}. This is an estimate, from how unsure "
+            "the model is and how wrong it was where it was as unsure: it neither retrains nor "
+            "promotes."
+        )
+    ]
+    of_production = (last.unit, facts.champion)
+    measured = [one for one in facts.history if (one.unit, one.version) == of_production]
+    if len(known) > 1:
+        figure = charts.estimates_over_time(measured, known, facts.threshold, facts.error_name)
+        alternative = (
+            f"Chart of the {facts.error_name} of production over time: {len(known)} estimates, "
+            f"the last one {error_text(last.mean_error or 0.0, last.unit)}, beside {len(measured)} "
+            "measured batches. The table below has all estimates."
+        )
+        caption = "Rings: estimates before labels, with their 95 % intervals. Points: measured."
+        pieces.append(_chart("estimates_over_time", figure, alternative, caption))
+    rows = [
+        (
+            moment(one.at),
+            one.n_recordings,
+            _number(one.mean_error),
+            f"{_number(one.mean_error_low)} to {_number(one.mean_error_high)}",
+            _percent(one.unsure),
+            _percent(one.outside),
+            one.n_unlike,
+        )
+        for one in reversed(known)
+    ]
+    columns = {
+        "date": WORD,
+        "recordings": NUMBER,
+        f"estimated mean error, {last.unit}": NUMBER,
+        f"95 % interval, {last.unit}": NUMBER,
+        "unsure, %": NUMBER,
+        "outside what was learnt, %": NUMBER,
+        "unlike what was learnt": NUMBER,
+    }
+    table = _table("Every estimate of this production version, the newest first", columns, rows)
+    return [*pieces, More("The estimates as a table", [table])]
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else number_text(100 * share)
+
+
+def doubts(facts: PageFacts) -> list[Piece]:
+    """Show the labels that models contradict which never saw them."""
+    if not facts.doubts:
+        return []
+    names = [name for name in facts.doubts[0] if name != DOUBT]
+    columns = {name.replace("_", " "): WORDS if name == FILE else WORD for name in names}
+    rows = [[*(one[name] for name in names), f"{100 * one[DOUBT]:.0f}"] for one in facts.doubts]
+    said = (
+        "Each by a model that never saw the recording. They may be wrong, and so may the models: "
+        "look at them. Nothing is changed or left out by itself."
+    )
+    caption = "Labels that models contradict, the surest first"
+    return [Paragraph(said), _table(caption, {**columns, "sure, %": NUMBER}, rows)]
 
 
 def by_recording(facts: PageFacts) -> list[Piece]:
@@ -640,11 +710,13 @@ class Section:
 
 SECTIONS = (
     Section("over-time", "Production's error over time", over_time, ("history",)),
+    Section("before-labels", "Estimated before labels came", before_labels, ("estimates",)),
     Section("recordings", "This batch, recording by recording", by_recording),
     Section("criteria", "The gate's criteria", criteria),
     Section("differences", "Paired differences", differences),
     Section("data", "What changed in the data", changed_data, ("changed",)),
     Section("reliance", "What the challenger relies on", reliance, ("importances",)),
+    Section("doubts", "Labels to look at again", doubts, ("doubts",)),
     Section(
         "files",
         "Files: data quality, corrections, rejections",
