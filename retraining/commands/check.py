@@ -131,7 +131,8 @@ def check(settings: Settings) -> dict[str, Any]:
         `module`, `findings`; and, as far as it came, `recordings` and `sessions` (how many),
         `folds` (that a retraining on them will have), `told_apart` (a key of `TOLD_APART`),
         `examined` (how many were cross-validated), `mean_error`, `mean_error_without_a_model`
-        (None where the module does not say), `unit`, and `seconds`: step -> for one recording.
+        (None where the module does not say), `unit`, `before_labels` (functions of the module for
+        the time before labels come), and `seconds`: step -> for one recording.
     """
     check_home(settings)
     with lock_without_writing(settings):
@@ -177,6 +178,8 @@ def as_lines(found: dict[str, Any]) -> list[str]:
             f"mean error: {error_text(found['mean_error'], unit)} on {found['examined']} of them, "
             f"each scored by a model that never saw it{than}"
         )
+    if "before_labels" in found:
+        lines.append(f"before labels come: it tells {', '.join(found['before_labels'])}")
     if found.get("seconds"):
         times = (f"{what} {1000 * each:.3g} ms" for what, each in found["seconds"].items())
         lines.append(f"time for one recording: {', '.join(times)}")
@@ -350,7 +353,12 @@ def _examine_model(examination: Examination, paths: Sequence[Path]) -> None:
         with examination.timed("fit", len(paths)):
             model = training.fit(sample.examples.copy(), settings.random_state)
         expected = [answers_of(training, model, rows) for rows in sample.rows]
-        for examine in (_examine_predict, _examine_words, _examine_storing):
+        for examine in (
+            _examine_predict,
+            _examine_words,
+            _examine_before_labels,
+            _examine_storing,
+        ):
             with examination.step():
                 examine(examination, sample, model, expected)
         logger.info("fitting again, in other surroundings")
@@ -413,6 +421,35 @@ def _examine_words(
         in_words(training, rows, verdicts_of(training, model, rows))
     except ValueError as error:
         examination.add(f"verdicts of {unreadable_file(path.name, error)}")
+
+
+def _examine_before_labels(
+    examination: Examination, sample: Sample, model: Any, _expected: Sequence[str]
+) -> None:
+    """Let the module tell what it tells before labels come, of rows without the truth."""
+    from retraining.identity import observe
+
+    training, path = examination.training, sample.paths[0]
+    try:
+        rows = training.parse_unlabelled(path.read_bytes(), path.name)
+    except ValueError:  # told with its verdicts
+        return
+    for what in ("expected_errors", "doubtful_labels", "unlabelled_examples"):
+        if training.said(what) is not None:
+            examination.facts.setdefault("before_labels", []).append(what)
+    with examination.step():
+        observe(training, rows)
+    with examination.step():
+        training.expected_errors(model, [rows])
+        training.doubtful_labels(model, sample.rows[0])
+    features = training.unlabelled_examples(rows)
+    learnt = training.features(sample.examples)
+    makes_its_own = training.said("unlabelled_examples") is not None
+    if makes_its_own and features is not None and [*features] != [*learnt]:
+        examination.add(
+            "unlabelled_examples gives other columns than examples without the label: let it give "
+            f"{', '.join(map(str, learnt))}"
+        )
 
 
 def _examine_storing(

@@ -289,13 +289,14 @@ def before_labels(facts: PageFacts) -> list[Piece]:
     columns = {
         "date": WORD,
         "recordings": NUMBER,
-        f"estimated mean error, {last.unit}": NUMBER,
+        f"estimate, {last.unit}": NUMBER,
         f"95 % interval, {last.unit}": NUMBER,
         "unsure, %": NUMBER,
-        "outside what was learnt, %": NUMBER,
-        "unlike what was learnt": NUMBER,
+        "outside, %": NUMBER,
+        "unlike": NUMBER,
     }
-    table = _table("Every estimate of this production version, the newest first", columns, rows)
+    said = "Every estimate of this production, the newest first; outside, unlike what was learnt"
+    table = _table(said, columns, rows)
     return [*pieces, More("The estimates as a table", [table])]
 
 

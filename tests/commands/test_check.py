@@ -126,8 +126,9 @@ class TestNothingWrong:
         )
         assert facts[2].startswith("mean error: ")
         assert " % on 7 of them, each scored by a model that never saw it, without a" in facts[2]
-        assert facts[3].startswith("time for one recording: read ")
-        assert all(f"{word} " in facts[3] for word in ("examples", "fit", "predict"))
+        assert facts[3] == "before labels come: it tells expected_errors, doubtful_labels"
+        assert facts[4].startswith("time for one recording: read ")
+        assert all(f"{word} " in facts[4] for word in ("examples", "fit", "predict"))
         assert files_of(home) == before
 
     @pytest.mark.slow
@@ -302,6 +303,23 @@ class TestTheModule:
                 "def verdicts(rows, model):\n    return rows['no']",
                 "NAME.py, line LAST: verdicts fails: KeyError: 'no'",
                 id="verdicts",
+            ),
+            *(
+                pytest.param((), f"def {function}:\n    return {wrong}", said, id=f"{wrong}")
+                for function, wrong, said in (
+                    ("expected_errors(model, rows)", "rows['no']", "expected_errors fails: KeyE"),
+                    ("expected_errors(model, rows)", "rows", "must return a table of one row"),
+                    (
+                        "expected_errors(model, rows)",
+                        "pd.DataFrame({'error_rate': -1.0}, index=rows['file'].unique())",
+                        "must return 'error_rate', and numbers from 0",
+                    ),
+                    ("doubtful_labels(model, rows)", "rows['quality_'] ", "doubtful_labels fails"),
+                    ("doubtful_labels(model, rows)", "rows.head(1)", "a table with 'doubt'"),
+                    ("doubtful_labels(model, rows)", "rows.assign(doubt=2)", "from 0 to 1"),
+                    ("unlabelled_examples(rows)", "rows[['width_mm']]", "gives other columns than"),
+                    ("identity(rows)", "rows[['quality']]", "identity fails: KeyError"),
+                )
             ),
             pytest.param(
                 (),

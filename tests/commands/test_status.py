@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,29 @@ import pytest
 
 from pipeline_orchestrator import main
 from retraining.commands.status import _degraded, _threshold, as_lines
+from retraining.estimates import Estimated
 from retraining.looks import Past
 from retraining.outcome import Outcome
 from retraining.registry.facts import MonitoredBatch, RegisteredVersion
 from retraining.settings import Settings
 
 CHAMPION = RegisteredVersion(2, "run", {}, 0)
+ESTIMATE = Estimated(
+    model_name="Stems",
+    version=2,
+    run_id="run",
+    at="2026-05-01T00:00:00+00:00",
+    n_files=20,
+    n_new=2,
+    n_recordings=15,
+    mean_error=18.0,
+    mean_error_low=9.0,
+    mean_error_high=27.0,
+    unit="%",
+    threshold=10.0,
+    unsure=0.25,
+    outside=0.06,
+)
 
 
 def monitored(**values: Any) -> MonitoredBatch:
@@ -58,6 +76,8 @@ def state(**values: Any) -> dict[str, Any]:
         "rejected": [],
         "parked": [],
         "training_data": [],
+        "unlabelled": 0,
+        "estimates": [],
         "unfinished": None,
         "last_run": None,
         "cycles": [cycle, {**cycle, "mean_error": 0.00331}],
@@ -159,6 +179,28 @@ class TestLines:
         assert lines[3] == (
             "parked, until a person has looked at the reasons beside them: "
             "python pipeline_orchestrator.py correct 'a b.csv' 8.csv"
+        )
+
+
+class TestEstimates:
+    """What is estimated where nobody has checked, called so."""
+
+    def test_the_trend_stands_beside_the_measured_one(self) -> None:
+        """Oldest first, in words that no one takes for a measurement."""
+        one = asdict(ESTIMATE)
+        lines = as_lines(state(unlabelled=20, estimates=[{**one, "mean_error": 21.5}, one]))
+        assert lines[-2:] == [
+            "estimate before labels, oldest first: ▇█ 18.0, 21.5 % (no measurement)",
+            "estimated before labels: 21.5 % (95 % interval 9.0 to 27.0) on 15 recordings that "
+            "nobody has checked, 25 % unsure, 6 % of the values outside what was learnt",
+        ]
+
+    def test_what_nobody_can_tell_is_said(self) -> None:
+        """And that a run is to come."""
+        one = {**asdict(ESTIMATE), "mean_error": None}
+        assert "nobody can tell how wrong" in as_lines(state(unlabelled=2, estimates=[one]))[-1]
+        assert as_lines(state(unlabelled=2))[-1] == (
+            "not checked: 2 recordings; the next run estimates them"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pandas as pd
 
 from retraining import gate
 from retraining.cycle import Batch, Challenger, Champion, Cycle, CycleResult, Monitoring
+from retraining.estimates import Estimated
 from retraining.ground_truth import GroundTruthFile
 from retraining.known_recordings import KnownRecordings
 from retraining.outcome import Outcome
@@ -247,6 +249,31 @@ def make_batch(number: int, **values: Any) -> MonitoredBatch:
     return replace(batch, **values)
 
 
+def make_estimate(number: int, **values: Any) -> Estimated:
+    """Return what was estimated on the evening before the batch of that number."""
+    evening = (FIRST_NIGHT_MS + (number - 0.5) * DAY_MS) / 1000
+    at = datetime.datetime.fromtimestamp(evening, datetime.UTC)
+    error = 18.0 + number
+    estimate = Estimated(
+        model_name="Stems",
+        version=1,
+        run_id="run 1",
+        at=at.isoformat(),
+        n_files=20,
+        n_new=2,
+        n_recordings=15,
+        mean_error=error,
+        mean_error_low=error - 9,
+        mean_error_high=error + 9,
+        unit="%",
+        threshold=10.0,
+        unsure=0.25,
+        outside=0.06,
+        n_unlike=1,
+    )
+    return replace(estimate, **values)
+
+
 def make_facts(**values: Any) -> PageFacts:
     """Return the facts of a small cycle that ended in a promotion, without any model."""
     random = np.random.default_rng(0)
@@ -266,6 +293,8 @@ def make_facts(**values: Any) -> PageFacts:
         history=tuple(make_batch(number) for number in range(3)),
         changed=compare_examples(table, table.assign(area=table["area"] + 2)),
         importances=(FeatureImportance("speed", 3.2, 0.4), FeatureImportance("area", -0.1, 0.2)),
+        estimates=tuple(make_estimate(number) for number in range(3)),
+        doubts=({"file": NAMES[0], "object_id": 7, "label": "stem", "doubt": 0.97},),
         lineage={"Packages": {"python": "3.11"}},
     )
     return replace(facts, **values)
