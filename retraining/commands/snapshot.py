@@ -329,7 +329,9 @@ def _complete(
     from retraining.intake import known_files
 
     (home / settings.new_gts.name).mkdir()
-    first = dataclasses.replace(settings, home=home, tracking_uri="")
+    # No night of the past is asked about recordings that nobody has checked today.
+    nothing_unchecked = Settings().unlabelled
+    first = dataclasses.replace(settings, home=home, tracking_uri="", unlabelled=nothing_unchecked)
     known_files(first, training, sorted(learnt.values())).save()
     create_store(first)
 
