@@ -27,7 +27,7 @@ from retraining.training import (
     Training,
 )
 
-FEWEST_RECORDINGS = 5
+FEWEST_SESSIONS = 5
 """Fewer say nothing of how errors scatter."""
 CONFIDENCE, COUNT_CONFIDENCE = 0.95, 0.9
 """Of the interval of a mean error, and of that of one count."""
@@ -58,12 +58,12 @@ class Calibration:
 
     Parameters
     ----------
-    n_recordings
-        That taught it.
+    n_recordings, n_sessions
+        That taught it; as many sessions where each recording is one of its own.
     scale
         Mean error divided by the mean of what was expected.
     scale_deviation
-        Standard error of the scale.
+        Standard error of the scale; errors of one session are not independent.
     scatter
         Of single recordings: standard deviation of error minus scale times expectation, per
         expectation.
@@ -79,6 +79,7 @@ class Calibration:
     """
 
     n_recordings: int
+    n_sessions: int
     scale: float
     scale_deviation: float
     scatter: float
@@ -91,7 +92,11 @@ class Calibration:
     def of(cls, trained: TrainedModel, training: Training) -> Calibration | None:
         """Learn from a training; None where the module tells nothing, or of too few recordings."""
         expected = trained.expected
-        if expected is None or len(expected) < FEWEST_RECORDINGS:
+        if expected is None:
+            return None
+        session = pd.Series([trained.sessions.get(name, name) for name in expected.index])
+        n_sessions = session.nunique()
+        if n_sessions < FEWEST_SESSIONS:
             return None
         errors = trained.out_of_fold.loc[expected.index]
         x, y = expected[ERROR].to_numpy(), errors[ERROR].to_numpy(dtype=float)
@@ -100,14 +105,17 @@ class Calibration:
         scale = y.sum() / x.sum()
         residuals = y - scale * x
         n = len(x)
+        together = np.bincount(pd.factorize(session)[0], residuals)
+        variance = (together**2).sum() * n_sessions / (n_sessions - 1)
         features = training.features(trained.examples)
         ranges = _ranges(features)
         by_recording = features.groupby(level=0, sort=False)
         shares = [outside(ranges, one) or 0.0 for _, one in by_recording]
         return cls(
             n_recordings=n,
+            n_sessions=n_sessions,
             scale=float(scale),
-            scale_deviation=float(np.sqrt((residuals**2).sum() / (n * (n - 1))) / x.mean()),
+            scale_deviation=float(np.sqrt(variance) / x.sum()),
             scatter=float(np.sqrt((residuals**2).sum() / (x**2).sum() * n / (n - 1))),
             count_factor=_count_factor(expected, errors),
             features=ranges,
@@ -129,7 +137,7 @@ class Calibration:
         -----
         scale * mean(x), with var = (mean(x) * scale_deviation)^2 + scatter^2 * sum(x^2) / n^2: what
         is not known of the scale, and what single recordings add. The interval is one of Student's
-        t with `n_recordings` - 1 degrees of freedom for the logarithm: an error is never negative.
+        t with `n_sessions` - 1 degrees of freedom for the logarithm: an error is never negative.
         """
         x = np.asarray(expected, dtype=float)
         mean = self.scale * float(x.mean())
@@ -139,7 +147,7 @@ class Calibration:
             float(x.mean()) * self.scale_deviation,
             self.scatter * math.sqrt(float((x**2).sum())) / len(x),
         )
-        half = stats.t.isf((1 - CONFIDENCE) / 2, self.n_recordings - 1) * deviation / mean
+        half = stats.t.isf((1 - CONFIDENCE) / 2, self.n_sessions - 1) * deviation / mean
         return Estimate(mean, mean * math.exp(-half), mean * math.exp(half), len(x))
 
     def count_interval(self, count: float, spread: float) -> tuple[int, int] | None:
@@ -270,8 +278,8 @@ class BeforeLabels:
                 numbers = (calibration.scale, calibration.scale_deviation, calibration.scatter)
                 if not all(math.isfinite(one) and one >= 0 for one in numbers):
                     raise ValueError("a number of the calibration is none")
-                if not calibration.n_recordings >= FEWEST_RECORDINGS:
-                    raise ValueError("too few recordings")
+                if not calibration.n_sessions >= FEWEST_SESSIONS:
+                    raise ValueError("too few sessions")
         except (TypeError, LookupError, AttributeError, RecursionError) as error:
             raise ValueError(printable(error)) from error
         return cls(calibration, tuple(doubts))

@@ -41,6 +41,7 @@ def trained(
         "examples": examples,
         "data_quality": {},
         "doubts": None,
+        "sessions": {},
         **more,
     }
     return SimpleNamespace(**values)
@@ -70,7 +71,9 @@ class TestMeanError:
 
     def test_the_interval_is_one_of_students_t_for_the_logarithm(self) -> None:
         """With the scale's part and that of single recordings."""
-        found = Calibration(n_recordings=10, scale=2.0, scale_deviation=0.5, scatter=1.0)
+        found = Calibration(
+            n_recordings=10, n_sessions=10, scale=2.0, scale_deviation=0.5, scatter=1.0
+        )
         estimate = found.mean_error([1.0, 3.0])
         deviation = math.hypot(2 * 0.5, math.sqrt(10) / 2)
         half = stats.t.ppf(0.975, 9) * deviation / 4
@@ -78,9 +81,22 @@ class TestMeanError:
         assert estimate.low == pytest.approx(4 * math.exp(-half))
         assert estimate.high == pytest.approx(4 * math.exp(half))
 
+    def test_recordings_of_one_session_tell_the_same_twice(self) -> None:
+        """Five sessions of two equal recordings know the scale no better than five recordings."""
+        told, errors = [2.0, 2, 2, 4, 4], [1.0, 2, 3, 4, 5]
+        one = calibration_of(told, errors)
+        sessions = {name: f"session {place % 5}" for place, name in enumerate(NAMES[:10])}
+        twice = calibration_of(told * 2, errors * 2, sessions=sessions)
+        assert (twice.n_recordings, twice.n_sessions) == (10, 5)
+        assert twice.scale == pytest.approx(one.scale)
+        assert twice.scale_deviation == pytest.approx(one.scale_deviation)
+        assert calibration_of(told * 2, errors * 2).scale_deviation < one.scale_deviation
+
     def test_where_nothing_is_expected_nothing_is_estimated(self) -> None:
         """No division by zero."""
-        found = Calibration(n_recordings=10, scale=2.0, scale_deviation=0.5, scatter=1.0)
+        found = Calibration(
+            n_recordings=10, n_sessions=10, scale=2.0, scale_deviation=0.5, scatter=1.0
+        )
         assert found.mean_error([0.0, 0.0]).high == 0.0
 
     @pytest.mark.parametrize(
@@ -180,7 +196,7 @@ class TestFile:
         """A module need not tell."""
         nothing = BeforeLabels.of(NOTHING_TOLD, TRAINING, {})
         assert nothing.to_bytes() == b""
-        assert BeforeLabels.from_bytes(b"") == nothing
+        assert BeforeLabels.from_bytes(b"") == BeforeLabels()
 
     @pytest.mark.parametrize(
         "content",
@@ -198,6 +214,7 @@ class TestFile:
                     {
                         "calibration": {
                             "n_recordings": 9,
+                            "n_sessions": 9,
                             "scale": 1.0,
                             "scale_deviation": 1.0,
                             "scatter": 1.0,
@@ -210,7 +227,7 @@ class TestFile:
                     {"scale": -1.0},
                     {"scatter": math.inf},
                     {"scale": "1"},
-                    {"n_recordings": 1},
+                    {"n_sessions": 1},
                     {"more": 1},
                 )
             ),

@@ -227,7 +227,7 @@ def estimates_over_time(
     lows, highs = ([getattr(one, name) or 0.0 for one in estimates] for name in INTERVAL)
     axes.vlines(days, lows, highs, color=MUTED, alpha=0.35, linewidth=2)
     look: Any = {"marker": "o", "markersize": 5, "linewidth": 1.2}
-    axes.plot(days, errors, color=MUTED, linestyle=(0, (4, 3)), markerfacecolor="white", **look)
+    axes.plot(days, errors, color=MUTED, linestyle=(0, (4, 3)), markerfacecolor="none", **look)
     measured_on = [one.at_ms / 1000 / DAY_SECONDS for one in measured]
     axes.plot(measured_on, [one.mean_error for one in measured], color=CHAMPION, **look)
     top = max(threshold, *errors, *(one.mean_error for one in measured)) * 1.6 or 1

@@ -31,7 +31,7 @@ def flip(path: Path, domain: Domain) -> dict[str, Any]:
         rows.to_csv(path, index=False)
         return {"file": path.name, "grain": place + 1}
     lengths = rows[rows["ground_truth"]].groupby("object_id").size()
-    chosen = lengths.index[lengths.to_numpy().argmax()]
+    chosen = lengths.sort_values().index[-1]
     rows.loc[rows["object_id"] == chosen, "ground_truth"] = False
     rows.to_csv(path, index=False)
     return {"file": path.name, "object_id": int(chosen)}
@@ -122,7 +122,7 @@ class TestDoubts:
     ) -> None:
         """A pickle of elsewhere tells nothing."""
         assert main(["doubts", "--home", str(home)]) == 1
-        assert "run --retrain" in capsys.readouterr().err
+        assert "the next training tells" in capsys.readouterr().err
 
     @pytest.mark.parametrize("count", ["0", "-1", "x"])
     def test_a_count_is_a_number_from_one(self, home: Path, count: str) -> None:

@@ -14,6 +14,7 @@ from sample_pages import (
     ended,
     make_batch,
     make_cycle,
+    make_estimate,
     make_facts,
     make_training,
     read,
@@ -136,13 +137,17 @@ class TestPage:
         reader = read_page(facts)
         assert "By recording, the worst of production first; 700 more are left out" in reader.text
         assert "90 %; 100 more are left out here" in reader.text
-        assert [tag for tag, _ in reader.tags].count("svg") == 4 + page.MOST_SHIFTS
+        assert [tag for tag, _ in reader.tags].count("svg") == 5 + page.MOST_SHIFTS
 
     def test_one_recording_needs_no_chart(self) -> None:
         """Numbers say it; without a verdict there is no gate."""
         cycle = make_cycle(names=["0.csv"], champion_errors=[20.0], challenger_errors=None)
         facts = make_facts(
-            cycle=cycle, history=[make_batch(0)], changed=ChangedData(), importances=()
+            cycle=cycle,
+            history=[make_batch(0)],
+            changed=ChangedData(),
+            importances=(),
+            estimates=[make_estimate(0)],
         )
         assert make_page(facts).figures == {}
         reader = read_page(facts)
@@ -161,8 +166,8 @@ class TestPage:
         content = make_page(make_facts()).content
         sections = re.findall(r"<section.*?</section>", content, re.S)
         with_chart = [one for one in sections if "<svg" in one]
-        assert len(with_chart) == 5
-        assert sum("<table>" in one for one in with_chart) == 4
+        assert len(with_chart) == 6
+        assert sum("<table>" in one for one in with_chart) == 5
 
     @pytest.mark.usefixtures("undrawn")
     @pytest.mark.parametrize("outcome", Outcome)
@@ -334,6 +339,7 @@ class TestSections:
         ("chart", "title"),
         [
             ("error_over_time", "Production's error over time"),
+            ("estimates_over_time", "Estimated before labels came"),
             ("true_and_predicted", "This batch, recording by recording"),
             ("paired_differences", "Paired differences"),
             ("shift", "What changed in the data"),
@@ -347,7 +353,8 @@ class TestSections:
         monkeypatch.setattr(charts, chart, lambda *_: 1 / 0)
         made = make_page(make_facts())
         assert f"{title} This part could not be made: ZeroDivisionError" in read(made.content).text
-        others = {"error_over_time", "true_and_predicted", "paired_differences", "importance"}
+        others = {"error_over_time", "estimates_over_time", "true_and_predicted"}
+        others |= {"paired_differences", "importance"}
         assert set(made.figures) == others - {chart}
 
     def test_recordings_that_do_not_read_cost_no_verdict(
