@@ -18,7 +18,7 @@ from pipeline_orchestrator import load_champion, main, run_orchestrator
 from retraining import unlabelled
 from retraining.advice import with_given_flags
 from retraining.calibration import Estimate
-from retraining.estimates import trend
+from retraining.estimates import Estimated, trend
 from retraining.journal import Journal
 from retraining.outcome import Outcome
 from retraining.registry import open_registry
@@ -162,6 +162,23 @@ class TestNight:
             path.write_bytes(content)
             run_orchestrator(calibrated)
             assert last(calibrated).n_new == 3
+
+    def test_a_death_between_journal_and_index_costs_one_reading(
+        self, calibrated: Settings, domain: Domain, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The next night estimates again; nothing else is lost."""
+        drop(calibrated, domain, 3, "old", seed=5)
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Index, "save", full)
+            assert run_orchestrator(calibrated).estimate is None
+        run_orchestrator(calibrated)
+        assert last(calibrated).n_new == 3
+        told = [one.n_new for one in Journal(calibrated.home).read().all(Estimated)]
+        assert told == [3, 3]
 
     def test_a_dry_run_changes_nothing(self, calibrated: Settings, domain: Domain) -> None:
         """Neither journal nor index."""
