@@ -843,10 +843,12 @@ def _numbers(facts: PageFacts) -> list[Any]:
         low, high = number_text(batch.interval_low), number_text(batch.interval_high)
         interval = f"95 % interval {low} to {high} {facts.unit}"
         error = error_text(batch.mean_error, facts.unit)
-        if facts.verdict and batch.n_decided not in (0, facts.verdict.n_recordings):
+        weighted = facts.cycle.decided.selection.weights is not None
+        if facts.verdict and (batch.n_decided not in (0, facts.verdict.n_recordings) or weighted):
+            pool = " and stand for the pool that they were listed from" if weighted else ""
             interval = (
                 f"on the {facts.verdict.recordings_in_words} that were compared; {error} on the "
-                f"newest {batch.n_decided}, which decided ({interval})"
+                f"newest {batch.n_decided}, which decided{pool} ({interval})"
             )
             error = error_text(facts.verdict.champion_mean_error, facts.unit)
         limit = f"{facts.threshold:g} {facts.unit}"
