@@ -49,7 +49,7 @@ from retraining.journal import (
     Replaced,
     Withdrawn,
 )
-from retraining.known_recordings import ROW, KnownRecordings, Pair, exactly
+from retraining.known_recordings import ROW, UNCHECKED, KnownRecordings, Pair, exactly
 from retraining.marks import Mark, marks
 from retraining.settings import Settings
 from retraining.text import now, printable
@@ -296,9 +296,6 @@ def known_files(settings: Settings, training: Training, paths: Iterable[Path]) -
 
 # --- What nobody has checked ---
 
-UNCHECKED = "unchecked"
-"""In place of the code that read a content: whoever wants its labels reads it again."""
-
 
 @dataclass
 class Family:
@@ -357,13 +354,6 @@ class Family:
             else:
                 self._new[sha256] = None
         return found
-
-    def give(self, known: KnownRecordings, contents: Iterable[str]) -> None:
-        """Put what is known of contents into other known recordings that lack them."""
-        rows = [self.known.row(one) for one in contents if one not in known]
-        for row in rows:
-            if row is not None:
-                known.put(row)
 
 
 def family(settings: Settings, training: Training, memory: Memory, learnt: Learnt) -> Family:

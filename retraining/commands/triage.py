@@ -16,12 +16,12 @@ from retraining.cross_validation import Reader
 from retraining.errors import EXIT_DONE, PipelineError, TryLaterError, UsageError, stop_request
 from retraining.estimates import Estimator, RecordingEstimate
 from retraining.files import exclusive_lock, hash_bytes, settled, waiting_names
-from retraining.journal import Journal, who
+from retraining.journal import Journal
 from retraining.kept_tables import tables_of
-from retraining.marks import CHOSEN, RANDOM, Triaged
+from retraining.marks import CHOSEN, RANDOM
 from retraining.registry import open_registry
 from retraining.settings import Settings, check_home
-from retraining.text import error_text, line_start, now, number_text, printable
+from retraining.text import error_text, line_start, number_text, printable
 from retraining.training import Training, load_training_module, unreadable_file
 from retraining.typed_names import path_meant
 
@@ -403,26 +403,22 @@ def _summaries(
 
 
 def _remember(settings: Settings, pool: _Pool, listed: Sequence[Listed]) -> None:
-    """Keep what was listed and why, and sketches that tell these recordings by."""
-    from retraining.known_recordings import KnownRecordings
+    """Keep what was listed and why."""
+    from retraining.known_recordings import remember_listed
 
-    contents = [one.estimate.sha256 for one in sorted(listed, key=lambda one: one.how != CHOSEN)]
-    n_chosen = sum(one.how == CHOSEN for one in listed)
-    entry = Triaged(
-        pool=len(pool.found),
-        chosen=contents[:n_chosen],
-        random=contents[n_chosen:],
-        identities=[pool.family.known.identity(one) for one in contents],
-        who=who(),
-        at=now(),
-    )
+    contents = {
+        how: [one.estimate.sha256 for one in listed if one.how == how] for how in (CHOSEN, RANDOM)
+    }
     with exclusive_lock(settings, "triage"):
         recovery.tidy(settings)
-        known = KnownRecordings.of(settings.home, pool.training)
-        pool.family.give(known, contents)
-        # A crash between the two leaves sketches that nothing refers to.
-        known.save()
-        Journal(settings.home).append(entry)
+        remember_listed(
+            settings.home,
+            pool.training,
+            pool.family.known,
+            pool=len(pool.found),
+            chosen=contents[CHOSEN],
+            random=contents[RANDOM],
+        )
 
 
 COMMAND = Command("triage", "list which recordings to check next", _add_flags, _work)

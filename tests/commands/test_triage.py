@@ -178,15 +178,30 @@ class TestMarks:
     """What was listed is remembered, and recognised when its labels are there."""
 
     def test_a_dry_run_remembers_nothing(self, home: Path, settings_of: SettingsOf) -> None:
-        """Neither do lists that a lock forbids: then nothing is shown."""
+        """The home is what it was, byte for byte."""
         put_unlabelled(home, 3)
-        settings, before = settings_of(home), snapshot(home)
-        assert not triage(settings, dry_run=True).marked
+        before = snapshot(home)
+        assert not triage(settings_of(home), dry_run=True).marked
         assert snapshot(home) == before
-        with exclusive_lock(settings, "run"):
-            program = [sys.executable, "pipeline_orchestrator.py", "triage", "--home", str(home)]
-            done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout) == (75, "")
+
+    def test_only_they_need_the_lock(
+        self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All is read while a cycle is at work; then no list is shown of which nothing is known."""
+        from retraining.commands import triage as command
+
+        put_unlabelled(home, 2)
+        settings, remember = settings_of(home), command._remember
+        reached: list[int] = []
+
+        def noted(settings: Settings, pool: Any, listed: Any) -> None:
+            reached.append(len(pool.found))
+            remember(settings, pool, listed)
+
+        monkeypatch.setattr(command, "_remember", noted)
+        with exclusive_lock(settings, "run"), pytest.raises(TryLaterError, match="run"):
+            triage(settings)
+        assert reached == [2]
         assert marks(Journal(home).read()) == {}
 
     @both_modules_in_time
@@ -397,43 +412,3 @@ class TestMonitoring:
         last = again.lives[0].nights[-1]
         assert last.outcome == "promoted"
         assert "estimated for the pool of 12 from 4 chosen and 2 random" in last.message
-
-
-def test_the_lock_is_not_held_while_files_are_read(
-    home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cycle may begin meanwhile; only then is the list not remembered, and one is told so."""
-    put_unlabelled(home, 2)
-    settings = settings_of(home)
-    program = (
-        "import sys, time\nfrom pathlib import Path\n"
-        "from retraining.files import exclusive_lock\nfrom retraining.settings import Settings\n"
-        f"with exclusive_lock(Settings(home=Path({str(home)!r})), 'run'):\n"
-        "    print('held', flush=True)\n    sys.stdin.read()\n"
-    )
-    from retraining.commands import triage as command
-
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    remember = command._remember
-    reached: list[bool] = []
-
-    def noted(*values: Any) -> None:
-        reached.append(True)
-        remember(*values)
-
-    monkeypatch.setattr(command, "_remember", noted)
-    try:
-        with pytest.raises(TryLaterError, match="run"):
-            triage(settings)
-    finally:
-        process.communicate("")
-    assert reached == [True]
-    assert len(triage(settings).listed) == 2
