@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import BATCH, DOMAINS, FAST_WORDS, ROOT, both_modules_in_time
+from conftest import BATCH, DOMAINS, FAST_WORDS, ROOT, both_modules_in_time, make_home
 from sample_gts import write_recordings
 from test_json import documented
 from test_pipeline_orchestrator import snapshot
 
+import register_first_model
 from pipeline_orchestrator import main, run_orchestrator
 from retraining import intake
 from retraining.commands.replay import replay
@@ -29,10 +31,12 @@ from retraining.journal import Journal, Memory
 from retraining.known_recordings import FILE_NAME, KnownRecordings
 from retraining.marks import CHOSEN, RANDOM, Mark, Triaged, marks
 from retraining.outcome import Outcome
+from retraining.registry import open_registry
 from retraining.settings import Settings
 from retraining.training import load_training_module
 
 SettingsOf = Callable[..., Any]
+LAST_OF_FIRST_SEASON = 22
 pytestmark = pytest.mark.usefixtures("fast_training")
 
 
@@ -412,3 +416,30 @@ class TestMonitoring:
         last = again.lives[0].nights[-1]
         assert last.outcome == "promoted"
         assert "estimated for the pool of 12 from 4 chosen and 2 random" in last.message
+
+
+@pytest.mark.slow
+def test_the_chosen_ones_of_a_real_season_are_harder_than_the_others(
+    tmp_path: Path, shared_folder: Path, figure: Callable[[str, Any], None]
+) -> None:
+    """18 older recordings learnt, 6 of 15 newer ones chosen: the plain mean would be far off."""
+    home = make_home(tmp_path / "home")
+    (home / "unlabelled").mkdir()
+    for path in (shared_folder / "gts").glob("*.csv"):
+        folder = "used_gts" if int(path.stem) <= LAST_OF_FIRST_SEASON else "unlabelled"
+        shutil.copy2(path, home / folder)
+    settings = Settings(home=home)
+    register_first_model.register_first_model(settings, train=True)
+    registry, training = open_registry(settings), load_training_module(settings)
+    model = registry.models.load(registry.production.champion(), training)
+    rows = {path.name: training.read(path)[0] for path in (home / "unlabelled").glob("*.csv")}
+    errors = {name: training.errors(model, [one])["error"].iloc[0] for name, one in rows.items()}
+    found = triage(settings, count=9)
+    chosen = [errors.pop(name) for name in listed(found, CHOSEN)]
+    assert (found.n_pool, len(chosen)) == (15, 6)
+    mean, rest = sum(chosen) / 6, sum(errors.values()) / 9
+    pool, plain = (6 * mean + 9 * rest) / 15, (6 * mean + 3 * rest) / 9
+    said = f"chosen {mean:.1f}, all {pool:.1f}, a list of 9 not weighted {plain:.1f} on average"
+    figure("mean error of a real season, %", said)
+    assert mean > 1.5 * pool
+    assert plain > pool + 1
