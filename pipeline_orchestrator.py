@@ -110,14 +110,17 @@ def load_champion(registry: Registry, training: Training) -> Champion:
 
 
 def monitor(training: Training, champion: Champion, batch: Batch, decided: Batch) -> Monitoring:
-    """Score the production model on the new recordings, of which the newest decide."""
-    from retraining.resampling import mean_interval
+    """Score the production model on the new recordings, of which the newest decide.
+
+    Where they were listed for checking, their mean is that of the pool: see `marks.Selection`.
+    """
+    from retraining.resampling import mean_interval, weighted_mean
 
     errors = _score(training, champion.model, batch)
-    decisive = errors[ERROR].loc[decided.names]
-    low, high = mean_interval(decisive, _sessions(decided, decisive), at_least=0.0)
-    mean, mean_of_all = float(decisive.mean()), float(errors[ERROR].mean())
-    return Monitoring(errors, mean, low, high, mean_of_all)
+    decisive, weights = errors[ERROR].loc[decided.names], decided.selection.weights
+    low, high = mean_interval(decisive, _sessions(decided, decisive), weights=weights, at_least=0.0)
+    mean_of_all = weighted_mean(errors[ERROR].loc[batch.names], batch.selection.weights)
+    return Monitoring(errors, weighted_mean(decisive, weights), low, high, mean_of_all)
 
 
 def end_probation(cycle: Cycle) -> Probation | None:
@@ -231,7 +234,7 @@ def compare(cycle: Cycle, challenger: Challenger) -> Verdict:
     import pandas as pd
 
     settings, champion, held_out = cycle.settings, cycle.champion, challenger.out_of_fold
-    window, decided, hashes = cycle.window, cycle.decided.names, cycle.batch.hashes
+    window, weights, hashes = cycle.window, cycle.decided.weights, cycle.batch.hashes
     new = {name: hashes[name] for name in window.names if hashes[name] in held_out}
     used = champion_on_others(cycle, challenger)
     learnt = champion.manifest.names
@@ -240,7 +243,7 @@ def compare(cycle: Cycle, challenger: Challenger) -> Verdict:
         window,
         pd.Series([held_out[sha256] for sha256 in new.values()], index=list(new), dtype=float),
         threshold=cycle.threshold,
-        decided=[name in decided for name in window.names],
+        decided=[weights.get(name, 0.0) for name in window.names],
         decide=settings.decide,
         repeated_looks=cycle.past.repeated_looks(
             champion.number, challenger.manifest.digest, cycle.question, window.recordings

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from retraining.estimates import Estimated
 from retraining.ground_truth import GroundTruthFile
 from retraining.looks import Look, Past
+from retraining.marks import Selection
 from retraining.outcome import Outcome
 from retraining.registry import Registry
 from retraining.registry.facts import (
@@ -85,6 +86,16 @@ class Batch:
     def recordings(self) -> list[str]:
         """What looks name them by, in order of arrival."""
         return [one.recording for one in sorted(self.files, key=lambda one: one.night)]
+
+    @property
+    def selection(self) -> Selection:
+        """How they came to be checked, and what each weighs in their mean."""
+        return Selection.of([one.mark for one in self.files])
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Name -> what it weighs in the mean over all."""
+        return dict(zip(self.names, self.selection.weights or [1.0] * len(self.files), strict=True))
 
     @property
     def a_night(self) -> float:
@@ -161,9 +172,10 @@ class Monitoring:
     errors
         One row per recording of the batch.
     mean_error, interval_low, interval_high
-        Mean error of the recordings that decide, and its 95 % interval.
+        Mean error of the recordings that decide, and its 95 % interval: over the pool, where they
+        were listed from one.
     mean_of_all
-        Mean error of the whole batch.
+        Mean error of the whole batch, as weighted.
     """
 
     errors: pd.DataFrame
@@ -244,6 +256,10 @@ class RecordingResult:
     window
         "decides" for the newest ones; "compared" for those that the models are compared on as
         well; empty for older ones.
+    mark
+        "chosen" or "random" of one that was listed for checking; else empty.
+    weight
+        In the mean of those that decide; 0 for the others.
     """
 
     name: str
@@ -253,6 +269,8 @@ class RecordingResult:
     challenger_count: int | None = None
     challenger_error: float | None = None
     window: str = ""
+    mark: str = ""
+    weight: float = 0.0
 
     @property
     def gain(self) -> float:
@@ -420,10 +438,13 @@ class Cycle:
             other = self.challenger.result.out_of_fold.loc[list(of_batch)].rename(of_batch)
         windows = dict.fromkeys(self.window.names, "compared") if other is not None else {}
         windows |= dict.fromkeys(self.decided.names, "decides")
+        weights = self.decided.weights
         return tuple(
             RecordingResult(
                 name=one.name,
                 window=windows.get(one.name, ""),
+                mark=one.mark.how if one.mark else "",
+                weight=weights.get(one.name, 0.0),
                 true_count=_count(production, TRUE_COUNT, one.name),
                 champion_count=_count(production, PREDICTED_COUNT, one.name),
                 champion_error=float(production[ERROR][one.name]),

@@ -25,6 +25,7 @@ from retraining.resampling import (
     mean_interval,
     session_places,
     sign_flip_p_values,
+    weighted_mean,
 )
 from retraining.text import error_text, number_text
 from retraining.windows import fewest_differences
@@ -217,7 +218,7 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     *,
     sessions: Sequence[str] | None = None,
     threshold: float | None = None,
-    decided: Sequence[bool] | None = None,
+    decided: Sequence[float] | None = None,
     decide: str = "point",
     significance: float = 0.05,
     repeated_looks: int = 0,
@@ -245,7 +246,9 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
         Mean error that the champion had to be above for this comparison to be made. None, or one
         that it is not above: the comparison would have been made anyway.
     decided
-        On which of the recordings it had to, shape (n_recordings,); None: on all of them.
+        On which of the recordings it had to, shape (n_recordings,): how much each weighs in their
+        mean, 0 for one that did not decide (false), 1 (true) where all weigh the same. None: on
+        all of them.
     decide
         "point": their mean had to; "bound": the lower end of its 95 % interval.
     significance
@@ -330,7 +333,7 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
             "recordings_needed": needed if not window or (needed or 0) <= window else None,
         }
     low, high = mean_interval(differences, sessions)
-    on_decided = float(challenger[_mask(decided, len(champion))].mean())
+    on_decided = weighted_mean(challenger, _weights(decided, len(champion)))
     is_above = threshold is not None and on_decided > threshold
     return Verdict(
         criteria=criteria,
@@ -368,22 +371,25 @@ def _nights_of_sessions(
 
 
 def _night(
-    threshold: float | None, decided: Sequence[bool] | None, decide: str, n_recordings: int
+    threshold: float | None, decided: Sequence[float] | None, decide: str, n_recordings: int
 ) -> Night | None:
     if decide not in ("point", "bound"):
         raise ValueError(f"decide {decide!r}: must be point or bound")
     if threshold is None:
         return None
-    return Night(threshold, _mask(decided, n_recordings), decide)
+    return Night(threshold, _weights(decided, n_recordings), decide)
 
 
-def _mask(decided: Sequence[bool] | None, n_recordings: int) -> np.ndarray:
-    mask = np.ones(n_recordings, dtype=bool) if decided is None else np.asarray(decided, dtype=bool)
-    if mask.shape != (n_recordings,) or not mask.any():
+def _weights(decided: Sequence[float] | None, n_recordings: int) -> np.ndarray:
+    weights = np.ones(n_recordings) if decided is None else np.asarray(decided, dtype=float)
+    if weights.shape != (n_recordings,) or not weights.any():
         raise NoVerdict(
-            "DIFFERENT_RECORDINGS", f"{int(mask.sum())} of {n_recordings} recordings decided"
+            "DIFFERENT_RECORDINGS",
+            f"{np.count_nonzero(weights)} of {n_recordings} recordings decided",
         )
-    return mask
+    if not ((weights >= 0) & (weights < np.inf)).all():
+        raise NoVerdict("INVALID_ERRORS", "a weight is missing, infinite or negative")
+    return weights
 
 
 def difference_unit(unit: str) -> str:

@@ -40,6 +40,7 @@ from retraining.files import (
 )
 from retraining.journal import Memory, Replaced, Withdrawn
 from retraining.kept_tables import CACHE_FOLDER, KeptTables
+from retraining.marks import Mark
 from retraining.settings import Settings
 from retraining.text import as_local_time, now, printable
 from retraining.training import Training
@@ -130,6 +131,8 @@ class GroundTruthFile:
         SHA-256 of the contents that a version learnt and that have observations in common.
     recording, night
         What looks name it by, and the night on which it arrived: see `journal.FirstSeen`.
+    mark
+        Why it was listed for checking; None if no list named it.
     read
         Gives the rows of the file at a path.
     """
@@ -145,6 +148,7 @@ class GroundTruthFile:
     related: frozenset[str] = frozenset()
     recording: str = ""
     night: int = 0
+    mark: Mark | None = None
     read: Callable[[Path], Any] = field(default=lambda _path: None, repr=False)
 
     @property

@@ -49,7 +49,8 @@ from retraining.journal import (
     Replaced,
     Withdrawn,
 )
-from retraining.known_recordings import ROW, KnownRecordings, Pair, exactly
+from retraining.known_recordings import ROW, UNCHECKED, KnownRecordings, Pair, exactly
+from retraining.marks import Mark, marks
 from retraining.settings import Settings
 from retraining.text import now, printable
 from retraining.training import Training
@@ -293,6 +294,92 @@ def known_files(settings: Settings, training: Training, paths: Iterable[Path]) -
     return known
 
 
+# --- What nobody has checked ---
+
+
+@dataclass
+class Family:
+    """All recordings that a home knows, and those that nobody has checked one after the other.
+
+    Parameters
+    ----------
+    known
+        Gets both, in memory only.
+    files
+        Those that lie in used_gts/ and new_gts/: SHA-256 -> path.
+    places
+        Of all that the home knows: SHA-256 -> where, in words.
+    """
+
+    training: Training
+    known: KnownRecordings
+    files: Mapping[str, Path]
+    places: Mapping[str, str]
+    _new: dict[str, None] = field(default_factory=dict)
+
+    def where(self, sha256: str) -> str:
+        """Say where a known recording is, or who learnt it."""
+        return self.places[sha256]
+
+    def relatives(self, rows_of: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
+        """Take in recordings; return of which ones the home knows some, or another one holds some.
+
+        Parameters
+        ----------
+        rows_of
+            SHA-256 -> rows, as `Training.parse_unlabelled` returned them.
+
+        Returns
+        -------
+        dict
+            SHA-256 -> (content that it has observations in common with, whether that is one of
+            those that nobody has checked). The first one of two such is left.
+        """
+        known = self.known
+        seen = ((sha256, observe(self.training, rows)) for sha256, rows in rows_of.items())
+        known.add([one for one in seen if one[0] not in known], UNCHECKED)
+        asked = [*rows_of]
+        others = [*self.places, *self._new, *asked]
+        related: dict[str, list[str]] = defaultdict(list)
+        for pair in known.common(asked, others):
+            is_related = pair.is_sure and pair.containment >= known.related_from
+            if is_related or known.are_one(pair.sha256, pair.other):
+                related[pair.sha256].append(pair.other)
+        found: dict[str, tuple[str, bool]] = {}
+        for sha256 in asked:
+            of_home = [one for one in (sha256, *related[sha256]) if one in self.places]
+            of_pool = [one for one in related[sha256] if one in self._new]
+            if of_home or of_pool:
+                found[sha256] = (of_home or of_pool)[0], not of_home
+            else:
+                self._new[sha256] = None
+        return found
+
+
+def family(settings: Settings, training: Training, memory: Memory, learnt: Learnt) -> Family:
+    """Return all recordings that a home knows; what it has not read yet is read, nothing kept."""
+    house = _House(
+        settings=settings,
+        training=training,
+        known=KnownRecordings.of(settings.home, training),
+        memory=memory,
+        learnt=learnt,
+        used=hashes_in(settings.used_gts),
+        withdrawn=withdrawn_recordings(settings, memory),
+        in_hand={},
+    )
+    new = hashes_in(settings.new_gts, max_mb=settings.max_file_mb)
+    files = {sha256: settings.new_gts / name for sha256, name in new.items()}
+    files |= {sha256: settings.used_gts / name for sha256, name in house.used.items()}
+    _know(house.known, training, files)
+    _know_withdrawn(house)
+    places = {sha256: house.where(sha256) for sha256 in learnt.by_production}
+    places |= {sha256: f"{one.name}, withdrawn" for sha256, one in house.withdrawn.items()}
+    places |= {sha256: f"new_gts/{name}" for sha256, name in new.items()}
+    places |= {sha256: house.where(sha256) for sha256 in house.used}
+    return Family(training, house.known, files, places)
+
+
 def twins(known: KnownRecordings, names: Mapping[str, str]) -> dict[str, str]:
     """Return which recordings to train on are of one: name -> the first name of that one.
 
@@ -355,7 +442,7 @@ def _read(house: _House, paths: Sequence[Path]) -> tuple[list[_Read], list[Refus
     n_rows = 0
     for path in paths:
         name = _shown_name(settings, path)
-        problem = _problem_of_name(path.name)
+        problem = problem_of_name(path.name)
         if problem:
             refusals.append(Refusal(name, f"has a name {problem}", "rename it"))
             continue
@@ -414,7 +501,7 @@ def _refusal(name: str, error: Exception) -> Refusal:
     return Refusal(name, what, getattr(error, "remedy", "correct the file"))
 
 
-def _problem_of_name(name: str) -> str:
+def problem_of_name(name: str) -> str:
     """Say why a name would be a trap in a log, a table or a shell; empty if it is none."""
     try:
         name.encode()
@@ -737,6 +824,7 @@ class _Sorter:
     def files(self, first_seen: Mapping[str, FirstSeen]) -> Iterable[GroundTruthFile]:
         """Give the new recordings, by name."""
         known = self.house.known
+        listed = _marks(known, self.before, [*self.accepted])
         for sha256, one in sorted(self.accepted.items(), key=lambda item: self.names[item[0]]):
             name = self.names[sha256]
             rows = one.rows
@@ -755,6 +843,7 @@ class _Sorter:
                 related=frozenset(self.related[sha256]),
                 recording=first_seen[sha256].identity,
                 night=first_seen[sha256].night,
+                mark=listed.get(sha256),
                 read=read,
             )
 
@@ -768,6 +857,27 @@ class _Sorter:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
+
+
+def _marks(known: KnownRecordings, memory: Memory, contents: Sequence[str]) -> dict[str, Mark]:
+    """Return which contents are recordings that were listed for checking, however saved since."""
+    found = marks(memory)
+    if not found:
+        return {}
+    age = {sha256: place for place, sha256 in enumerate(found)}
+    of_identity = {one.identity: sha256 for sha256, one in found.items() if one.identity}
+    listed: dict[str, list[str]] = defaultdict(list)
+    for sha256 in contents:
+        same = (sha256, of_identity.get(known.identity(sha256), ""))
+        listed[sha256] += [one for one in same if one in found]
+    for pair in known.common(contents, list(found)):
+        if pair.is_sure and pair.containment >= ALMOST_ALL:
+            listed[pair.sha256].append(pair.other)
+    return {
+        sha256: found[max(others, key=lambda one: age[one])]
+        for sha256, others in listed.items()
+        if others
+    }
 
 
 def _rows(kept: Any, name: str, sha256: str, training: Training, path: Path) -> Any:

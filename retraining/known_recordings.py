@@ -18,6 +18,9 @@ import numpy as np
 
 from retraining.files import read_sealed, write_sealed
 from retraining.identity import DIGEST_CHARACTERS, SKETCH_SIZE, Observations
+from retraining.journal import Journal, who
+from retraining.marks import Triaged
+from retraining.text import now
 from retraining.training import Training
 
 FILE_NAME = ".pipeline_recordings"
@@ -46,6 +49,8 @@ SHARED_BY_CHANCE = 0.05
 BLIND_RECORDINGS = 20
 """That sketches cannot tell from a small one; each is read."""
 FEWEST_ASKED, PAIRS_ASKED = 3, 100
+UNCHECKED = "unchecked"
+"""In place of the code that read a content whose labels nobody has seen: it is read again."""
 logger = logging.getLogger("pipeline")
 
 
@@ -392,6 +397,36 @@ def _common_hashes(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[tupl
     keys, n_hits = np.unique(rows * max(len(second), 1) + columns, return_counts=True)
     for key, n in zip(keys, n_hits, strict=True):
         yield (int(key) // max(len(second), 1), int(key) % max(len(second), 1)), int(n)
+
+
+def remember_listed(
+    home: Path,
+    training: Training,
+    read: KnownRecordings,
+    *,
+    pool: int,
+    chosen: Collection[str],
+    random: Collection[str],
+) -> None:
+    """Remember what was listed for checking; the caller holds the home's lock.
+
+    Parameters
+    ----------
+    read
+        Holds the observations of what was listed.
+    pool, chosen, random
+        See `marks.Triaged`.
+    """
+    contents = [*chosen, *random]
+    known = KnownRecordings.of(home, training)
+    for sha256 in contents:
+        row = read.row(sha256)
+        if row is not None and sha256 not in known:
+            known.put(row)
+    # A crash between the two leaves sketches that nothing refers to.
+    known.save()
+    identities = [read.identity(one) for one in contents]
+    Journal(home).append(Triaged(pool, [*chosen], [*random], identities, who(), now()))
 
 
 Reading = Callable[[str], Observations | None]

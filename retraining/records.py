@@ -60,6 +60,10 @@ def monitoring_record(cycle: Cycle) -> RunRecord:
     }
     if TRUE_COUNT in errors and PREDICTED_COUNT in errors:
         metrics["mean_count_bias"] = float((errors[PREDICTED_COUNT] - errors[TRUE_COUNT]).mean())
+    selection = cycle.decided.selection
+    if selection.is_listed:
+        metrics |= {"chosen_recordings": selection.n_chosen}
+        metrics |= {"random_recordings": selection.n_random}
     files = _data_quality(cycle.batch.data_quality)
     if cycle.probation:
         verdict = cycle.probation.verdict.as_dict()
@@ -127,22 +131,30 @@ def version_description(verdict: Verdict) -> str:
 
 def look(cycle: Cycle, challenger: Challenger, verdict: Verdict) -> Look:
     """Return what is remembered of a comparison, whatever becomes of it."""
-    from retraining.resampling import mean_interval
+    from retraining.resampling import mean_interval, weighted_mean
 
     window, decided = cycle.window, cycle.decided
-    production = cycle.errors[ERROR].loc[window.names]
-    held_out, hashes = challenger.out_of_fold, decided.hashes
-    rival = [held_out[sha256] for sha256 in hashes.values() if sha256 in held_out]
+    production, weights = cycle.errors[ERROR].loc[window.names], window.selection.weights
+    held_out, weight_of = challenger.out_of_fold, decided.weights
+    rival = [
+        (held_out[sha256], weight_of[name])
+        for name, sha256 in decided.hashes.items()
+        if sha256 in held_out
+    ]
     return Look(
         **_asked(cycle),
         learnt=challenger.manifest.digest,
         compared=window.recordings,
-        mean_error=float(production.mean()),
+        mean_error=weighted_mean(production, weights),
         mean_error_low=mean_interval(
-            production, [window.sessions[name] for name in window.names], at_least=0.0
+            production,
+            [window.sessions[name] for name in window.names],
+            weights=weights,
+            at_least=0.0,
         )[0],
         challenger=challenger.version.number if challenger.version else 0,
-        challenger_mean_error=sum(rival) / len(rival),
+        challenger_mean_error=sum(error * weight for error, weight in rival)
+        / sum(weight for _, weight in rival),
         threshold=cycle.threshold,
         decided=decided.recordings,
         promote=verdict.promote,
@@ -272,7 +284,7 @@ def healthy(cycle: Cycle) -> CycleResult:
         Outcome.HEALTHY,
         f"healthy: production version {production} errs by "
         f"{error_text(monitoring.mean_error, unit)} (95 % interval {low} to {high}) on "
-        f"{_judged_on(cycle, monitoring)}, {allowed}",
+        f"{_judged_on(cycle, monitoring)}, {allowed}{_selected(cycle)}",
         {
             "production": production,
             **_measured(cycle, monitoring),
@@ -285,6 +297,7 @@ def _measured(cycle: Cycle, monitoring: Monitoring) -> dict[str, object]:
     return {
         "recordings": len(cycle.batch.files),
         "decided_on": len(cycle.decided.files),
+        "selection": cycle.decided.selection.as_facts,
         "mean_error": monitoring.mean_error,
         "mean_error_of_all": monitoring.mean_of_all,
         "mean_error_interval": [monitoring.interval_low, monitoring.interval_high],
@@ -293,17 +306,28 @@ def _measured(cycle: Cycle, monitoring: Monitoring) -> dict[str, object]:
     }
 
 
+def _selected(cycle: Cycle) -> str:
+    """Say of what the mean of those that decided is an estimate; nothing where of themselves."""
+    said = cycle.decided.selection.in_words
+    return f"; {said}" if said else ""
+
+
 def _windows(cycle: Cycle, verdict: Verdict) -> str:
     """Say which recordings decided and were compared; nothing where it was all of them."""
     n_all, n_decided = len(cycle.batch.files), len(cycle.decided.files)
-    if cycle.monitoring is None or n_all == n_decided:
+    if cycle.monitoring is None:
         return ""
+    if n_all == n_decided:
+        if cycle.decided.selection.weights is None:
+            return _selected(cycle)
+        error = error_text(cycle.monitoring.mean_error, cycle.unit)
+        return f"; version {cycle.champion.number} errs by {error}, {_selected(cycle)[2:]}"
     compared = newest_in_words(verdict.n_recordings, n_all)
     error = error_text(cycle.monitoring.mean_error, cycle.unit)
     on_all = error_text(cycle.monitoring.mean_of_all, cycle.unit)
     return (
         f"; compared were {compared} new recordings, and version {cycle.champion.number} errs by "
-        f"{error} on the newest {n_decided}, which decided, by {on_all} on all"
+        f"{error} on the newest {n_decided}, which decided, by {on_all} on all{_selected(cycle)}"
     )
 
 

@@ -60,7 +60,8 @@ class Night:
     threshold
         Largest mean error of a healthy model.
     decided
-        Which recordings decided, shape (n_recordings,).
+        Which recordings decided, shape (n_recordings,): true or false, or how much each weighs in
+        the mean, 0 where it did not decide.
     decide
         "point": their mean was above the threshold; "bound": the lower end of its interval.
     """
@@ -71,12 +72,17 @@ class Night:
 
     def is_over(self, champion: np.ndarray, sessions: Sequence[str] | None = None) -> bool:
         """Say whether a champion with these errors, one per recording, is over the threshold."""
-        kept = (
-            None if sessions is None else [sessions[int(at)] for at in np.flatnonzero(self.decided)]
-        )
-        errors = champion[self.decided]
-        decisive = mean_interval(errors, kept)[0] if self.decide == "bound" else errors.mean()
-        return bool(decisive > self.threshold)
+        places = np.flatnonzero(self.decided)
+        errors, weights = champion[places], self.weights[places]
+        if self.decide == "bound":
+            kept = None if sessions is None else [sessions[int(at)] for at in places]
+            return mean_interval(errors, kept, weights=weights)[0] > self.threshold
+        return weighted_mean(errors, weights) > self.threshold
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How much each recording weighs in what decided, shape (n_recordings,)."""
+        return np.asarray(self.decided, dtype=float)
 
 
 # --- Sessions ---
@@ -135,6 +141,29 @@ def session_places(sessions: Sequence[str] | None, n_recordings: int) -> np.ndar
     return np.array(
         [places.setdefault(one or at, len(places)) for at, one in enumerate(sessions)], dtype=int
     )
+
+
+def weighted_mean(values: Any, weights: Any = None) -> float:
+    """Return a mean over recordings.
+
+    Parameters
+    ----------
+    values
+        One per recording, shape (n_recordings,).
+    weights
+        Shape (n_recordings,), from 0, not all 0; None where all weigh the same.
+
+    Examples
+    --------
+    >>> weighted_mean([4.0, 1.0], [1.0, 2.0])
+    2.0
+    """
+    values = np.asarray(values, dtype=float)
+    if weights is not None:
+        weights = np.asarray(weights, dtype=float)
+        values, weights = values[weights > 0], weights[weights > 0]
+        return float((values * weights).sum() / weights.sum())
+    return float(values.mean())
 
 
 # --- Sign flips ---
@@ -199,7 +228,8 @@ class _Flips:
     differences
         Champion minus challenger, shape (n_sessions,).
     champion, challenger, sizes
-        Sums of errors and number of the recordings that decided, shape (n_sessions,).
+        Sums of the errors of recordings that decided, times their weights, and of these weights,
+        shape (n_sessions,).
     n_decisive
         Sessions with such recordings.
     """
@@ -220,7 +250,7 @@ class _Flips:
         night: Night | None,
     ) -> _Flips:
         place = session_places(sessions, len(champion))
-        decided = np.zeros(len(champion)) if night is None else np.asarray(night.decided, float)
+        decided = np.zeros(len(champion)) if night is None else night.weights
         sums = [
             np.bincount(place, each).astype(float)
             for each in (
@@ -345,6 +375,7 @@ def mean_interval(
     values: Any,
     sessions: Sequence[str] | None = None,
     *,
+    weights: Any = None,
     confidence: float = CONFIDENCE,
     at_least: float = -math.inf,
 ) -> tuple[float, float]:
@@ -356,6 +387,8 @@ def mean_interval(
         One per recording, shape (n_recordings,).
     sessions
         Of the recordings, as for `by_session`: whole ones are drawn.
+    weights
+        Of the recordings, as for `weighted_mean`.
     confidence
         Of both ends together.
     at_least
@@ -365,9 +398,9 @@ def mean_interval(
     -----
     Errors are skewed, and so is the ratio of a mean's error to its standard error: its quantiles
     are taken from resamples, each with a standard error of its own. The mean of drawn sessions is
-    that of all their recordings, a sum over a number that both depend on what was drawn; its
-    standard error is that of the ratio (linearised). Of fewer than five sessions, and where too
-    many resamples have no spread of their own, Student's t.
+    that of all their recordings, a sum over a number (or a sum of weights) that both depend on
+    what was drawn; its standard error is that of the ratio (linearised). Of fewer than five
+    sessions, and where too many resamples have no spread of their own, Student's t.
 
     References
     ----------
@@ -378,8 +411,9 @@ def mean_interval(
     """
     values = np.asarray(values, dtype=float)
     place = session_places(sessions, len(values))
-    sums, sizes = np.bincount(place, values), np.bincount(place).astype(float)
-    mean, n = float(values.mean()), len(sums)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
+    sums, sizes = np.bincount(place, values * weights), np.bincount(place, weights)
+    mean, n = weighted_mean(values, weights), len(sums)
     if n < 2 or np.ptp(values) == 0:
         return mean, mean
     error = float(_standard_errors(sums[None], sizes[None])[0])
@@ -492,7 +526,10 @@ class Evidence:
     ) -> Evidence:
         """Take errors by recording."""
         if night is not None and sessions is not None:
-            decided = by_session(np.asarray(night.decided, dtype=float), sessions) > 0
+            place, weights = session_places(sessions, len(champion)), night.weights
+            n_decided = np.bincount(place, weights > 0)
+            # Those of a session weigh as they do in the mean; how many they are tells its error.
+            decided = np.bincount(place, weights) / np.maximum(n_decided, 1)
             night = Night(night.threshold, decided, night.decide)
         return cls(
             by_session(champion, sessions), by_session(challenger, sessions), night, significance
@@ -542,7 +579,8 @@ class Evidence:
 
         Notes
         -----
-        The recordings to come are drawn from the observed ones, with the errors of both models.
+        The recordings to come are drawn from the observed ones, with the errors of both models;
+        where some weigh more than others, each of these weighs 1.
         """
         ahead = [*ahead]
         n_new = [max(math.ceil(a_night * night), night) for night in range(1, max(ahead) + 1)]
@@ -553,10 +591,13 @@ class Evidence:
         ]
         n_decided = self._n if self.night is None else int(np.count_nonzero(self.night.decided))
         arrived, promoted = [*nights], []
+        weights = np.ones(self._n + n_new[-1])
+        if self.night is not None:
+            weights[: self._n] = np.where(self.night.weights > 0, self.night.weights, 1)
         for night, n_by_then in enumerate(n_new, max(nights) + 1):
             arrived += [night] * (self._n + n_by_then - len(arrived))
             compared = np.flatnonzero(newest(arrived, max(window, n_decided)))
-            decided = np.array(newest(arrived, n_decided))[compared]
+            decided = (weights[: len(arrived)] * newest(arrived, n_decided))[compared]
             later = self.night and Night(self.night.threshold, decided, self.night.decide)
             champion, challenger = (each[:, compared] for each in columns)
             p_values, happened = self._rough_p_values(champion, challenger, later)
@@ -615,15 +656,17 @@ def rough_p_values(
     as_large = differences @ flips.T >= least[:, None]
     if night is None:
         return as_large @ weights / weights.sum(), np.ones(len(champion), dtype=bool)
-    decided = night.decided
-    n, one, other = int(decided.sum()), champion[:, decided], challenger[:, decided]
-    means = ((one + other).sum(axis=1)[:, None] + (one - other) @ flips[:, decided].T) / (2 * n)
+    decided = night.weights > 0
+    weighs = night.weights[decided]
+    n, total = len(weighs), weighs.sum()
+    one, other = champion[:, decided] * weighs, challenger[:, decided] * weighs
+    means = ((one + other).sum(axis=1)[:, None] + (one - other) @ flips[:, decided].T) / (2 * total)
     limit = np.full((len(champion), 1), night.threshold)
     if night.decide == "bound" and n > 1:
         student = stats.t.isf((1 - CONFIDENCE) / 2, n - 1)
-        limit += student * one.std(axis=1, ddof=1, keepdims=True) / math.sqrt(n)
+        limit += student * _standard_errors(one, weighs[None])[:, None]
     over = means > limit
-    happened = one.mean(axis=1) > limit[:, 0]
+    happened = one.sum(axis=1) / total > limit[:, 0]
     of_such_nights = over @ weights
     p_values = np.ones(len(champion))
     np.divide((as_large & over) @ weights, of_such_nights, p_values, where=of_such_nights > 0)

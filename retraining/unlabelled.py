@@ -21,6 +21,7 @@ from retraining.errors import stop_request
 from retraining.estimates import Estimated, Estimator, RecordingEstimate
 from retraining.files import hash_bytes, read_sealed, settled, waiting_names, write_sealed
 from retraining.journal import Journal, Memory
+from retraining.marks import marks
 from retraining.registry import Registry
 from retraining.settings import Settings
 from retraining.text import now, printable
@@ -320,8 +321,10 @@ def _estimated(
     if before is not None and before.alarm:
         # The sentence of the night on which it began: the same alarm is not told twice.
         return dataclasses.replace(found, alarm=before.alarm)
-    alarm = _alarm(found, window)
+    first = worst(window)[:SHOWN_FIRST]
+    alarm = _alarm(found, first)
     logger.warning("%s", alarm)
+    _mark(settings, estimator.training, first, len(seen))
     return dataclasses.replace(found, alarm=alarm)
 
 
@@ -330,12 +333,36 @@ def _mean_of(shares: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _alarm(found: Estimated, window: Collection[RecordingEstimate]) -> str:
-    first = [printable(one.name) for one in worst(window)[:SHOWN_FIRST]]
+def _mark(
+    settings: Settings, training: Training, first: Sequence[RecordingEstimate], n_seen: int
+) -> None:
+    """Remember that these were chosen for their difficulty: people may check just them.
+
+    What was listed before keeps its mark: one that was drawn stands for others.
+    """
+    from retraining.identity import observe
+    from retraining.known_recordings import FILE_NAME, UNCHECKED, KnownRecordings, remember_listed
+
+    listed = marks(Journal(settings.home).read())
+    new = {one.sha256: settings.unlabelled_folder / one.name for one in first}
+    new = {sha256: path for sha256, path in new.items() if sha256 not in listed}
+    read = KnownRecordings(settings.home / FILE_NAME, training.has_identity)
+    for sha256, path in new.items():
+        with contextlib.suppress(ValueError, OSError):  # it is gone, or another one by now
+            content = training.content(path)
+            if hash_bytes(content) == sha256:
+                rows = training.parse_unlabelled(content, path.name)
+                read.add([(sha256, observe(training, rows))], UNCHECKED)
+    if new:
+        remember_listed(settings.home, training, read, pool=n_seen, chosen=[*new], random=())
+
+
+def _alarm(found: Estimated, first: Collection[RecordingEstimate]) -> str:
+    names = [printable(one.name) for one in first]
     return (
         f"production (version {found.version}) is probably degraded: {found.in_words}; at most "
-        f"{found.threshold:g} {found.unit} is allowed. Check these {len(first)} first: "
-        f"{', '.join(first)}. More: python pipeline_orchestrator.py triage"
+        f"{found.threshold:g} {found.unit} is allowed. Check these {len(names)} first: "
+        f"{', '.join(names)}. More: python pipeline_orchestrator.py triage"
     )
 
 

@@ -297,6 +297,12 @@ class TestNoVerdictByDefault:
         with pytest.raises(NoVerdict, match="of 10 recordings decided"):
             judge(WORSE, BETTER, threshold=5, decided=decided)
 
+    @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
+    def test_a_weight_that_is_none_is_refused(self, bad: float) -> None:
+        """It would let any night be over the threshold, or none."""
+        with pytest.raises(NoVerdict, match="a weight is missing, infinite or negative"):
+            judge(WORSE, BETTER, threshold=5, decided=[1.0] * 9 + [bad])
+
 
 NIGHTS_OF_TWENTY = ([12.0] * 10, [11.0] * 3 + [3.0] * 7)
 """Differences 1 three times and 9 seven times."""
@@ -340,6 +346,19 @@ class TestGivenTheNight:
         verdict = judge(WORSE, BETTER, threshold=19.5, decided=decided)
         assert verdict.p_value == 1 / 32
         assert verdict.promote
+
+    def test_what_decided_may_weigh_more_or_less(self) -> None:
+        """Weights 1/2 and 2: the two means of five count as 1 to 4, and so do their swaps."""
+        champion, challenger = [40.0] * 5 + [12.0] * 5, [0.0] * 5 + [11.0] * 5
+        weights = [0.5] * 5 + [2.0] * 5
+        verdict = judge(champion, challenger, threshold=17.3, decided=weights)
+        # (20 * 5 + 24 * 5) / 12.5 = 17.6; with one of the last five swapped 17.44, two 17.28: of
+        # 1024 swaps 1 + 5 are such nights, and of these the first is the largest.
+        assert verdict.p_value == 1 / 6
+        assert verdict.challenger_mean_error_decided == pytest.approx(11 * 10 / 12.5)
+        assert verdict.champion_mean_error == 26
+        same = judge(champion, challenger, threshold=17.3, decided=[True] * 10).as_dict()
+        assert judge(champion, challenger, threshold=17.3, decided=[1.0] * 10).as_dict() == same
 
     @pytest.mark.parametrize(
         ("threshold", "decided", "still_above"),

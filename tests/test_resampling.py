@@ -25,6 +25,7 @@ from retraining.resampling import (
     rough_flips,
     rough_p_values,
     sign_flip_p_values,
+    weighted_mean,
 )
 
 THRESHOLD = 10.0
@@ -280,6 +281,19 @@ class TestGivenTheNight:
         assert 0.01 < given_night <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
         assert everywhere > 0.1
 
+    def test_an_equal_model_is_rarely_promoted_given_a_weighted_night(self) -> None:
+        """400 nights of 10 hard recordings, each a tenth of one, and 5 easy ones: as above."""
+        random = np.random.default_rng(7)
+        found: list[tuple[float, float]] = []
+        night = Night(THRESHOLD, np.repeat([0.15, 2.7], [10, 5]))
+        while len(found) < 400:
+            champion, challenger = random.gamma(1, np.repeat([20.0, 8.0], [10, 5]), (2, 15))
+            if night.is_over(champion):
+                found.append(sign_flip_p_values(champion, challenger, None, night))
+        given_night, everywhere = (np.array(found) <= 0.05).mean(axis=0)
+        assert 0.01 < given_night <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+        assert everywhere > 0.06
+
     @pytest.mark.slow
     @pytest.mark.parametrize("n", [7, 15, 30])
     def test_its_p_values_are_uniform_under_the_swap_hypothesis(self, n: int, figure: Any) -> None:
@@ -319,6 +333,99 @@ class TestNight:
         assert not Night(THRESHOLD, decided, "bound").is_over(errors)
         assert Night(low - 0.01, decided, "bound").is_over(errors)
         assert not Night(low, decided, "bound").is_over(errors)
+
+
+class TestWeights:
+    """What decided is a weighted mean."""
+
+    def test_a_night_of_three_by_hand(self) -> None:
+        """Weights 1, 1 and 4: of eight swaps those count that leave (a + b + 4 c) / 6 above 8."""
+        champion, challenger = np.array([12.0, 6, 10]), np.array([6.0, 12, 4])
+        night = Night(8, np.array([1.0, 1, 4]))
+        assert night.is_over(champion)
+        assert not Night(8, np.array([1.0, 4, 1])).is_over(champion)  # 46 / 6, and 28 / 3 of equals
+        # As it was 58; the first swapped 52, the second 64, both 58; the third at most 40, not 48.
+        # Differences sum up to 6, -6, 18 and 6 then; to 6 once more of the other four swaps.
+        found = sign_flip_p_values(champion, challenger, None, night)
+        assert found == (3 / 4, 4 / 8)
+
+    @pytest.mark.parametrize("seed", range(8))
+    @pytest.mark.parametrize("n_drawn", [0, 12])
+    def test_it_is_what_swapping_one_by_one_finds(
+        self, seed: int, n_drawn: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With and without sessions, all flips or some; some recordings did not decide."""
+        random = np.random.default_rng(seed)
+        n = n_drawn or seed + 2
+        champion, challenger = skewed(seed, n, 12)
+        weights = random.uniform(0.1, 3, n) * (np.arange(n) >= random.integers(0, n))
+        threshold = weighted_mean(champion, weights) * random.uniform(0.6, 0.99)
+        if n_drawn:
+            monkeypatch.setitem(resampling.MOST_EXACT, "point", 3)
+        for sessions in (None, [str(one or "") for one in random.integers(0, 9, n)]):
+            night = Night(threshold, weights)
+            expected = counted_p_values(champion.tolist(), challenger.tolist(), sessions, night)
+            found = sign_flip_p_values(champion, challenger, sessions, night)
+            assert found == pytest.approx(expected, abs=0.05 if n_drawn else 1e-12)
+
+    def test_by_the_bound_it_is_nearly_what_swapping_one_by_one_finds(self) -> None:
+        """With the interval of the weighted mean."""
+        champion, challenger = skewed(2, 8, 12)
+        weights = np.array([0.0, 1, 1, 0.3, 0.3, 0.3, 2, 2])
+        low, high = mean_interval(champion[1:], weights=weights[1:])
+        assert low < weighted_mean(champion, weights) < high
+        night = Night(low - 0.3 * abs(low), weights, "bound")
+        expected = counted_p_values(champion.tolist(), challenger.tolist(), None, night)
+        found = sign_flip_p_values(champion, challenger, None, night)
+        assert found == pytest.approx(expected, abs=0.06)
+        assert expected[0] != pytest.approx(expected[1], abs=0.01)
+
+    def test_weights_of_one_change_nothing(self) -> None:
+        """Bit for bit, as true and false, as numbers and as any other same number for all."""
+        champion, challenger = skewed(4, 17, 12)
+        sessions = ["", "a", "a", *[""] * 14]
+        decided = np.arange(17) >= 5
+        for decide in ("point", "bound"):
+            night, same = (
+                Night(0.8 * float(champion[decided].mean()), each, decide)
+                for each in (decided, decided.astype(float))
+            )
+            found = sign_flip_p_values(champion, challenger, sessions, night)
+            assert found == sign_flip_p_values(champion, challenger, sessions, same)
+            with_night = [
+                Evidence.of(champion, challenger, sessions, each, 0.05) for each in (night, same)
+            ]
+            assert len({one.power_gain(0.8) for one in with_night}) == 1
+        interval = mean_interval(champion, sessions)
+        assert mean_interval(champion, sessions, weights=np.ones(17)) == interval
+        twice = mean_interval(champion, sessions, weights=np.full(17, 2.0))
+        assert twice == pytest.approx(interval, rel=1e-9)
+        assert weighted_mean(champion, np.ones(17)) == weighted_mean(champion) == champion.mean()
+
+    def test_the_interval_covers_the_mean_of_a_pool(self) -> None:
+        """10 hard ones of 40 and 10 of the other 190, again and again: about 95 of 100."""
+        random, hits = np.random.default_rng(5), 0
+        for _ in range(200):
+            pool = random.gamma(2, np.repeat([10.0, 4.0], [40, 190]))
+            checked = [*random.choice(40, 10, False), *(40 + random.choice(190, 10, False))]
+            weights = np.repeat([40 / 10, 190 / 10], 10)
+            low, high = mean_interval(pool[checked], weights=weights)
+            hits += low <= pool.mean() <= high
+        assert 0.88 <= hits / 200 <= 1
+
+    def test_rough_p_values_come_close(self) -> None:
+        """20 nights of 16 recordings, five standard errors; and of sessions of two."""
+        champion, challenger = np.random.default_rng(3).gamma(1, 12, (2, 20, 16))
+        night = Night(THRESHOLD, np.repeat([0.0, 0.4, 1.6], [4, 6, 6]))
+        found, happened = rough_p_values(champion, challenger, night, *rough_flips(16, 20_000))
+        assert happened.tolist() == [night.is_over(one) for one in champion]
+        for row in np.flatnonzero(happened):
+            exact, _ = sign_flip_p_values(champion[row], challenger[row], None, night)
+            assert found[row] == pytest.approx(exact, abs=0.1 * math.sqrt(exact) + 0.001)
+        pairs = [str(at // 2) for at in range(16)]
+        evidence = Evidence.of(champion[0], challenger[0], pairs, night, 0.05)
+        assert evidence.night is not None
+        assert evidence.night.decided.tolist() == [0, 0, 0.4, 0.4, 0.4, 1.6, 1.6, 1.6]
 
 
 class TestBySession:

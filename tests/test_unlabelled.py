@@ -19,7 +19,9 @@ from retraining import unlabelled
 from retraining.advice import with_given_flags
 from retraining.calibration import Estimate
 from retraining.estimates import Estimated, trend
+from retraining.ground_truth import hashes_in
 from retraining.journal import Journal
+from retraining.marks import Triaged
 from retraining.outcome import Outcome
 from retraining.registry import open_registry
 from retraining.settings import Settings
@@ -290,6 +292,11 @@ class TestAlarm:
         run_orchestrator(settings)
         drop(settings, domain, 1, "new", seed=8, prefix="more")
         assert run_orchestrator(settings).alarm == result.alarm
+        (listed,) = Journal(settings.home).read().all(Triaged)
+        assert (listed.pool, len(listed.chosen), listed.random) == (15, 5, [])
+        assert "" not in listed.identities
+        for sha256, name in hashes_in(settings.unlabelled_folder).items():
+            assert (sha256 in listed.chosen) is (name in result.alarm)
         (line,) = told.read_text().splitlines()
         assert json.loads(line)["items"] == [with_given_flags(result.alarm)]
         assert (len(registry.runs.monitored()), registry.production.number()) == (runs, before)

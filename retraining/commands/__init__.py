@@ -22,6 +22,7 @@ from retraining.commands import (
     restore,
     rollback,
     status,
+    triage,
     trust,
     upgrade_store,
     withdraw,
@@ -30,6 +31,7 @@ from retraining.commands import (
 COMMANDS = (
     status.COMMAND,
     predict.COMMAND,
+    triage.COMMAND,
     doubts.COMMAND,
     check.COMMAND,
     history.COMMAND,

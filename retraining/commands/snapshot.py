@@ -19,6 +19,7 @@ from retraining.errors import PipelineError, TryLaterError, stop_request
 from retraining.files import free_name, hash_file, is_private, settled, waiting_names
 from retraining.journal import Journal, Memory, Replaced
 from retraining.kept_tables import CACHE_FOLDER
+from retraining.marks import Triaged, marks
 from retraining.registry import Registry, open_registry
 from retraining.registry.facts import Manifest, NotInRegistry, RegisteredVersion
 from retraining.registry.store import REGISTER_FIRST, create_store
@@ -138,6 +139,7 @@ def take_snapshot(
             f"recording that version {origin.number} did not learn; put new ones into new_gts/"
         )
     _complete(settings, training, template, learnt)
+    _remember_lists(settings, training, template, memory)
     _copy_tables(settings, template, {*learnt, *unseen})
     nights, order = _nights(unseen, memory)
     if n_same := len(arriving) - len(unseen):
@@ -334,6 +336,22 @@ def _complete(
     first = dataclasses.replace(settings, home=home, tracking_uri="", unlabelled=nothing_unchecked)
     known_files(first, training, sorted(learnt.values())).save()
     create_store(first)
+
+
+def _remember_lists(settings: Settings, training: Training, home: Path, memory: Memory) -> None:
+    """Let a home remember what was listed for checking: it weighs there as it did."""
+    from retraining.known_recordings import KnownRecordings
+
+    listed = memory.all(Triaged)
+    if not listed:
+        return
+    ours, first = (KnownRecordings.of(one, training) for one in (settings.home, home))
+    for sha256 in marks(memory):
+        row = ours.row(sha256)
+        if row is not None and sha256 not in first:
+            first.put(row)
+    first.save()
+    Journal(home).append(*listed)
 
 
 def _nights(

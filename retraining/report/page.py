@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from retraining.cycle import RecordingResult
 from retraining.ground_truth import KNOWN
+from retraining.marks import CHOSEN, RANDOM, Selection
 from retraining.registry.facts import MonitoredBatch
 from retraining.report import charts
 from retraining.report.charts import alike, signed
@@ -326,7 +327,8 @@ def by_recording(facts: PageFacts) -> list[Piece]:
         return []
     counted, things = _are_counted(facts), facts.counted_things
     said = _sums(facts) if counted else f"{len(recordings)} recordings."
-    pieces: list[Piece] = [Paragraph(f"{said} {_windows_in_words(recordings)}".strip())]
+    said = f"{said} {_windows_in_words(recordings)} {_selection_in_words(facts)}"
+    pieces: list[Piece] = [Paragraph(" ".join(said.split()))]
     if counted and len(recordings) > 1:
         alternative = (
             f"Scatter chart of counted against real {things}, one point per recording and model; "
@@ -349,6 +351,21 @@ def _windows_in_words(recordings: Sequence[RecordingResult]) -> str:
     if n_compared < len(recordings):
         said += "; older ones stay in new_gts/ until a promotion, and no challenger may forget them"
     return f"{said}."
+
+
+def _selection_in_words(facts: PageFacts) -> str:
+    """Say how recordings that were listed for checking weigh; nothing where none was."""
+    selection = facts.cycle.decided.selection if facts.cycle else Selection()
+    if selection.weights is None:
+        said = selection.in_words
+        return f"{said[:1].upper()}{said[1:]}." if said else ""
+    weight_of = {one.mark: number_text(one.weight, 2) for one in facts.recordings if one.weight}
+    return (
+        f"The mean error of those that decide is {selection.in_words}: each chosen one weighs "
+        f"{weight_of[CHOSEN]}, each random one {weight_of[RANDOM]}, so that hard recordings count "
+        "no more than there are of them. The models are compared recording by recording, where "
+        "each weighs the same."
+    )
 
 
 def _are_counted(facts: PageFacts) -> bool:
@@ -396,6 +413,8 @@ def _recording_table(facts: PageFacts, *, counted: bool) -> Table:
         columns |= {f"challenger's error, {facts.unit}": NUMBER, "gain": NUMBER}
     has_windows = len({one.window for one in facts.recordings}) > 1
     columns |= {"window": WORD} if has_windows else {}
+    were_listed = any(one.mark for one in facts.recordings)
+    columns |= {"listed as": WORD} if were_listed else {}
     rows = []
     for one in _worst(facts.recordings):
         row: list[object] = [one.name]
@@ -405,6 +424,7 @@ def _recording_table(facts: PageFacts, *, counted: bool) -> Table:
             row += [one.challenger_count] if counted else []
             row += [_number(one.challenger_error), signed(one.gain)]
         row += [one.window or "older"] if has_windows else []
+        row += [one.mark or "not"] if were_listed else []
         rows.append(row)
     return _table("By recording, the worst of production first", columns, rows)
 
@@ -823,10 +843,12 @@ def _numbers(facts: PageFacts) -> list[Any]:
         low, high = number_text(batch.interval_low), number_text(batch.interval_high)
         interval = f"95 % interval {low} to {high} {facts.unit}"
         error = error_text(batch.mean_error, facts.unit)
-        if facts.verdict and batch.n_decided not in (0, facts.verdict.n_recordings):
+        weighted = facts.cycle.decided.selection.weights is not None
+        if facts.verdict and (batch.n_decided not in (0, facts.verdict.n_recordings) or weighted):
+            pool = " and stand for the pool that they were listed from" if weighted else ""
             interval = (
                 f"on the {facts.verdict.recordings_in_words} that were compared; {error} on the "
-                f"newest {batch.n_decided}, which decided ({interval})"
+                f"newest {batch.n_decided}, which decided{pool} ({interval})"
             )
             error = error_text(facts.verdict.champion_mean_error, facts.unit)
         limit = f"{facts.threshold:g} {facts.unit}"

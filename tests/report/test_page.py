@@ -26,6 +26,7 @@ from retraining.cycle import Challenger, Cycle, Probation
 from retraining.errors import PipelineError
 from retraining.gate import Verdict
 from retraining.ground_truth import Refusal
+from retraining.marks import CHOSEN, RANDOM, Mark
 from retraining.outcome import Outcome
 from retraining.registry.facts import Manifest, RegisteredVersion, TrainingFile
 from retraining.report import charts, page
@@ -444,6 +445,28 @@ class TestWindows:
         mean = f"{cycle.verdict.champion_mean_error:.1f} %"
         assert f"error of version 1{mean}on the" in text.replace(" on the", "on the")
         assert "33.5 % on the newest 3, which decided" in text
+
+    def test_it_tells_how_listed_recordings_weigh(self) -> None:
+        """Four chosen and two random ones of a pool of 12; and a batch of chosen ones alone."""
+        cycle = make_cycle(min_new_files=6, window=6)
+        names = [one.name for one in cycle.batch.files]
+        files = [
+            replace(one, mark=Mark(CHOSEN if at < len(names) - 2 else RANDOM, 2 * len(names), 4))
+            for at, one in enumerate(cycle.batch.files)
+        ]
+        listed = replace(cycle, batch=replace(cycle.batch, files=tuple(files)))
+        facts = make_facts(cycle=listed, history=(make_batch(1, n_decided=6, mean_error=33.5),))
+        text = read_page(facts).text
+        n_chosen, n_pool = len(names) - 2, 2 * len(names)
+        told = f"estimated for the pool of {n_pool} from {n_chosen} chosen and 2 random recordings"
+        assert f"The mean error of those that decide is {told}: each chosen one weighs" in text
+        assert "listed as" in text
+        assert "which decided and stand for the pool that they were listed from" in text
+        chosen = [replace(one, mark=Mark(CHOSEN, 12, 4)) for one in files]
+        selected = replace(cycle, batch=replace(cycle.batch, files=tuple(chosen)))
+        text = read_page(make_facts(cycle=selected)).text
+        assert f"This batch was selected: {len(names)} chosen recordings of a list" in text
+        assert "listed as" not in read_page(make_facts(cycle=cycle)).text
 
     def test_both_p_values_and_what_is_still_above_are_told(self) -> None:
         """A better version may not be a good one yet."""

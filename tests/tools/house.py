@@ -35,9 +35,9 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("advice", "gate"),
     ("confined", "files", "typed_names"),
     ("archives", "journal", "kept_tables"),
-    ("looks", "training"),
+    ("looks", "marks", "training"),
     ("calibration", "cross_validation", "dask_cluster", "ground_truth", "identity"),
-    ("estimates", "known_recordings"),
+    ("estimates", "known_recordings", "triage"),
     ("intake",),
     ("registry.*",),
     ("command_line", "cycle", "inventory", "notices", "pruning", "vouching"),
@@ -53,7 +53,10 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """
 HEAVY_THEMSELVES = tuple(
     f"{PACKAGE}.{name}"
-    for name in ("calibration", "gate", "resampling", "identity", "known_recordings", "intake")
+    for name in (
+        *("calibration", "gate", "resampling", "identity", "known_recordings", "intake"),
+        "triage",
+    )
 )
 """Need numpy for everything they do; so they are imported late, as numpy is."""
 FOR_TYPES_ONLY = ("TYPE_CHECKING", "typing.TYPE_CHECKING")

@@ -1,0 +1,113 @@
+"""How recordings that were listed for checking weigh in a mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retraining.journal import Memory
+from retraining.marks import CHOSEN, RANDOM, Mark, Selection, Triaged, marks
+from retraining.resampling import weighted_mean
+
+
+def of(
+    n_chosen: int, n_random: int, n_unlisted: int = 0, pool: int = 120, k: int = 10
+) -> Selection:
+    """Return the selection of so many recordings of a pool of which `k` were chosen."""
+    found = [Mark(CHOSEN, pool, k)] * n_chosen + [Mark(RANDOM, pool, k)] * n_random
+    return Selection.of([*found, *[None] * n_unlisted])
+
+
+class TestWeights:
+    """`Selection.of`."""
+
+    def test_chosen_ones_stand_for_themselves_and_random_ones_for_the_rest(self) -> None:
+        """10 of 120 chosen: 15 recordings of which 15/12 are as those, 13.75 as the others."""
+        found = of(10, 5)
+        assert found.weights == pytest.approx((0.125,) * 10 + (2.75,) * 5)
+        assert sum(found.weights or ()) == pytest.approx(15)
+        errors = [30.0] * 10 + [6.0] * 5
+        assert weighted_mean(errors, found.weights) == pytest.approx(30 / 12 + 6 * 11 / 12)
+        assert found.in_words == (
+            "estimated for the pool of 120 from 10 chosen and 5 random recordings"
+        )
+
+    def test_what_no_list_named_weighs_one(self) -> None:
+        """Beside three listed ones, which weigh three together."""
+        found = of(1, 2, 4, pool=4, k=1)
+        assert found.weights == pytest.approx((0.75, 1.125, 1.125, 1, 1, 1, 1))
+        assert "1 chosen and 2 random recordings and 4 that no list named" in found.in_words
+
+    def test_only_a_part_of_the_list_may_be_checked(self) -> None:
+        """2 of 10 chosen ones and one random one of a pool of 40: a quarter and three."""
+        assert of(2, 1, pool=40).weights == pytest.approx((3 / 8, 3 / 8, 9 / 4))
+
+    def test_several_lists(self) -> None:
+        """Shares of 10 % and 30 %, two each: 20 % in the mean."""
+        some = [Mark(CHOSEN, 100, 10), Mark(RANDOM, 100, 10)]
+        found = Selection.of([*some, Mark(CHOSEN, 50, 15), Mark(RANDOM, 50, 15)])
+        assert found.weights == pytest.approx((0.4, 1.6, 0.4, 1.6))
+        assert found.pools == (50, 100)
+        assert "estimated for pools of 50 to 100 from 2 chosen" in found.in_words
+
+    @pytest.mark.parametrize("n_unlisted", [0, 3])
+    def test_without_random_ones_all_weigh_the_same_and_it_is_said(self, n_unlisted: int) -> None:
+        """Nothing stands for the rest of the pool."""
+        found = of(7, 0, n_unlisted)
+        assert found.weights is None
+        assert found.in_words.startswith("this batch was selected: 7 chosen recordings of a list ")
+        assert "its mean is no mean of all; check the random ones, too" in found.in_words
+
+    def test_without_chosen_ones_it_is_said_too(self) -> None:
+        """What is hard is left out; where a list chose nothing there is nothing to say."""
+        found = of(0, 3)
+        assert found.weights is None
+        assert "leaves out what is hard; check the chosen ones, too" in found.in_words
+        assert of(0, 3, k=0).in_words == ""
+
+    def test_a_pool_that_is_checked_whole_is_a_plain_mean(self) -> None:
+        """7 chosen and 3 random ones of 10; and what no list named is one, too."""
+        assert of(7, 3, pool=10, k=7).weights is None
+        nothing = of(0, 0, 5)
+        assert (nothing.weights, nothing.in_words, nothing.as_facts) == (None, "", None)
+
+    def test_facts_for_programs(self) -> None:
+        """All that the words tell."""
+        assert of(10, 5, 1).as_facts == {
+            "chosen": 10,
+            "random": 5,
+            "unlisted": 1,
+            "pools": [120],
+            "weighted": True,
+        }
+
+    def test_the_mean_of_a_pool_is_met_in_the_mean(self) -> None:
+        """2,000 lists of 10 of 60, the hardest third chosen by a guess; without weights far off."""
+        random = np.random.default_rng(0)
+        weighted, plain = [], []
+        pool = random.gamma(2, 4, 60)
+        for _ in range(2000):
+            guess = pool * random.lognormal(0, 0.5, 60)
+            chosen = np.argsort(-guess)[:7]
+            rest = np.setdiff1d(np.arange(60), chosen)
+            checked = [*chosen, *random.choice(rest, 3, replace=False)]
+            found = of(7, 3, pool=60, k=7)
+            weighted.append(weighted_mean(pool[checked], found.weights))
+            plain.append(pool[checked].mean())
+        standard_error = np.std(weighted) / np.sqrt(2000)
+        assert np.mean(weighted) == pytest.approx(pool.mean(), abs=4 * standard_error)
+        assert np.mean(plain) > pool.mean() + 3
+
+
+def test_the_newest_mark_counts() -> None:
+    """A recording that is listed again."""
+    first = Triaged(20, ["a", "b"], ["c"], ["1", "2", "3"], "ann", "then")
+    second = Triaged(10, ["c"], ["a"], ["3", "1"], "ann", "later")
+    found = marks(Memory().and_then(first, second))
+    assert found == {
+        "b": Mark(CHOSEN, 20, 2, "2"),
+        "c": Mark(CHOSEN, 10, 1, "3"),
+        "a": Mark(RANDOM, 10, 1, "1"),
+    }
+    assert [*found] == ["b", "c", "a"]
+    assert marks(Memory()) == {}
