@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,30 @@ class TestNight:
         assert after is not None
         assert after.version == before.version + 1
         assert len(parsed) == 12
+
+    @pytest.mark.slow
+    def test_three_new_ones_among_500_cost_what_three_cost(
+        self,
+        calibrated: Settings,
+        domain: Domain,
+        parsed: list[str],
+        figure: Callable[[str, Any], None],
+    ) -> None:
+        """Only they are read; the others are looked at by name, size and time."""
+        seconds = {}
+        for n_before in (0, 497):
+            if n_before:
+                drop(calibrated, domain, n_before, "old", seed=5)
+                run_orchestrator(calibrated)
+            del parsed[:]
+            drop(calibrated, domain, 3, "old", seed=6 + n_before, prefix=f"new_{n_before}")
+            began = time.perf_counter()
+            run_orchestrator(calibrated)
+            seconds[n_before] = time.perf_counter() - began
+            assert len(parsed) == 3
+        assert last(calibrated).n_files == 503
+        ratio = seconds[497] / seconds[0]
+        figure("night with 3 new of 503 unlabelled files, against 3 of 3", f"{ratio:.2f}")
 
     def test_the_newest_days_count(self, calibrated: Settings, domain: Domain) -> None:
         """At least so many as decide; healthy ones of before hide no change of season."""
