@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sampling
 from sample_gts import write_recordings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,11 @@ SERVER_SECONDS = "14400"
 FAST = {"min_new_files": BATCH, "n_folds": 3, "n_jobs": 1}
 OWN_MODEL = ROOT / "docs" / "own_model"
 sys.path[:0] = [str(ROOT), str(OWN_MODEL)]
+
+
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Let long tables be run in part."""
+    pluginmanager.register(sampling)
 
 
 def flags_of(values: Mapping[str, object]) -> list[str]:
