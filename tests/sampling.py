@@ -13,6 +13,7 @@ import math
 import subprocess
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,17 @@ def turn(table: str, of_commit: str) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def chosen(n_cases: int, share: float, begin: float) -> list[int]:
-    """Return which of some cases run: at least one, with the same distance between them.
+def spread(n_chosen: int, n_cases: int, begin: float) -> list[int]:
+    """Return so many of some cases, counted from 0, with the same distance between them.
 
-    Over all `begin` in [0, 1) each case runs equally often.
+    Over all `begin` in [0, 1) each case is chosen equally often.
     """
-    n_chosen = min(n_cases, max(1, math.ceil(share * n_cases - 1e-9)))
     return [int((i + begin) * n_cases / n_chosen) for i in range(n_chosen)]
+
+
+def chosen(n_cases: int, share: float, begin: float) -> list[int]:
+    """Return which of some cases run: a share of them, and at least one."""
+    return spread(max(1, math.ceil(share * n_cases - 1e-9)), n_cases, begin)
 
 
 def table_of(item: pytest.Item, marker: pytest.Mark) -> str:
@@ -72,6 +77,36 @@ def left_out(items: Sequence[pytest.Item], of_commit: str) -> list[pytest.Item]:
         for number, one in enumerate(cases)
         if number not in run
     ]
+
+
+# --- What is no table ---
+
+
+@dataclass(frozen=True)
+class Part:
+    """How much of a sweep runs, and where it begins."""
+
+    sample: bool
+
+    def of(self, whole: int, part: int) -> str:
+        """Return a number for a command line: the second one under `--sample`."""
+        return str(part if self.sample else whole)
+
+    def some(self, cases: Sequence[str], n_part: int) -> list[str]:
+        """Return all cases, or so many of them under `--sample`."""
+        n_cases = len(cases)
+        number = n_part if self.sample else n_cases
+        return [cases[i] for i in spread(number, n_cases, turn(cases[0], commit()))]
+
+    def begin(self, name: str) -> str:
+        """Return where the points of a sweep begin at this commit, in [0, 1)."""
+        return f"{turn(name, commit()):.6f}"
+
+
+@pytest.fixture(scope="session")
+def part(request: pytest.FixtureRequest) -> Part:
+    """Give what says how much of a sweep runs."""
+    return Part(request.config.getoption(OPTION))
 
 
 # --- What pytest calls; conftest.py registers it ---
@@ -116,7 +151,8 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many cases of how many ran."""
-    if counts := terminalreporter.config.stash.get(_COUNTS, None):
+    counts = terminalreporter.config.stash.get(_COUNTS, {"of": 0})
+    if counts["of"]:
         terminalreporter.line(
             f"sample: {counts['run']} of {counts['of']} cases of the long tables, chosen by "
             f"commit {commit()[:7]}; {WHOLE} runs all"

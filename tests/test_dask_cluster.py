@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FAST, ROOT, copy_home, free_port, script
+from conftest import FAST, FULL_SIZE, ROOT, copy_home, free_port, script
 from sample_gts import write_recordings
 
 from retraining import cross_validation, dask_cluster
@@ -310,7 +310,7 @@ class TestCluster:
         printed: list[str] = []
         for words in ((), ("--backend", "dask", "--scheduler", cluster.address)):
             home = copy_home(registered_template, tmp_path / f"home{len(printed)}")
-            done = script("pipeline_orchestrator.py", *CYCLE, *words, home=home)
+            done = script("pipeline_orchestrator.py", *CYCLE, *words, home=home, **FULL_SIZE)
             assert done.returncode == 0, done.stderr
             printed.append(done.stdout)
         assert printed[0].startswith("promoted: version 2")

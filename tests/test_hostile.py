@@ -582,12 +582,15 @@ def test_nothing_that_stands_in_the_store_is_a_traceback(
 
 
 @pytest.mark.slow
-@for_any_edits(60)
+@pytest.mark.sampled(0.25)
+@pytest.mark.parametrize("lot", range(4))
+@for_any_edits(15)
 def test_nothing_at_all_that_stands_in_the_store_is_a_traceback(
     promoted: Path,
     settings_of: SettingsOf,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    lot: int,
     edits: list[tuple[str, Any, Any]],
 ) -> None:
     """Tags, metrics, artifacts, names and reasons of any content, others every time."""
@@ -595,11 +598,14 @@ def test_nothing_at_all_that_stands_in_the_store_is_a_traceback(
 
 
 @pytest.mark.slow
-@for_any_edits(25)
+@pytest.mark.sampled(0.2)
+@pytest.mark.parametrize("lot", range(5))
+@for_any_edits(5)
 def test_no_edit_promotes_what_the_untouched_twin_does_not(
     promoted: Path,
     settings_of: SettingsOf,
     tmp_path: Path,
+    lot: int,
     edits: list[tuple[str, Any, Any]],
 ) -> None:
     """A night whose challenger is no better, lived again after each set of edits."""

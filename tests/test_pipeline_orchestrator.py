@@ -20,7 +20,9 @@ import pytest
 from conftest import (
     BATCH,
     FAST,
+    FULL_SIZE,
     OLD_SEASON_FILES,
+    QUICK_PROCESS,
     ROOT,
     Domain,
     both_modules,
@@ -1030,6 +1032,7 @@ class TestCommandLine:
         process = subprocess.Popen(
             [sys.executable, "pipeline_orchestrator.py", *words, "--home", str(home)],
             cwd=ROOT,
+            env={**os.environ, **QUICK_PROCESS},
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -1187,7 +1190,7 @@ class TestRealRecordings:
             shutil.copyfile(path, home / folder / path.name)
         before = contents(home / "used_gts") + contents(home / "new_gts")
         for name in ("train_classification_model.py", "register_first_model.py"):
-            done = script(name, home=home)
+            done = script(name, home=home, **FULL_SIZE)
             assert done.returncode == 0, done.stderr
         copies = [*(home / "used_gts").glob("*.csv"), *(home / "new_gts").glob("*.csv")]
         for path in copies:
@@ -1196,7 +1199,7 @@ class TestRealRecordings:
             os.utime(home / "new_gts" / f"saved_again_{path.name}")
         began = time.monotonic()
         words = ("--threshold", "5", "--json")
-        done = script("pipeline_orchestrator.py", *words, home=home)
+        done = script("pipeline_orchestrator.py", *words, home=home, **FULL_SIZE)
         print(f"\nthe cycle on 18 + 15 recordings took {time.monotonic() - began:.1f} s")
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from sampling import chosen, turn
+from sampling import Part, chosen, spread, turn
 
 
 class TestChoice:
@@ -29,7 +29,7 @@ class TestChoice:
     def test_they_are_spread_evenly(self) -> None:
         """The same distance between them, wherever the sample begins."""
         for begin in (0.0, 0.3, 0.999999):
-            run = chosen(30, 0.1, begin)
+            run = spread(3, 30, begin)
             assert [late - early for early, late in itertools.pairwise(run)] == [10, 10]
 
     @pytest.mark.parametrize(("n_cases", "share"), [(2, 0.5), (7, 0.3), (132, 0.1)])
@@ -48,6 +48,21 @@ class TestChoice:
         assert all(0 <= one < 1 for one in begins)
         halves = [chosen(2, 0.5, one)[0] for one in begins]
         assert {*halves} == {0, 1}
+
+
+class TestSweeps:
+    """What is counted out on a command line."""
+
+    def test_a_part_under_the_option(self) -> None:
+        """And a beginning that is the commit's own, whichever it is."""
+        assert (Part(sample=False).of(8, 2), Part(sample=True).of(8, 2)) == ("8", "2")
+        cases = [*"abcdef"]
+        assert Part(sample=False).some(cases, 2) == cases
+        first, second = Part(sample=True).some(cases, 2)
+        assert ord(second) - ord(first) == 3
+        begins = [Part(sample=sample).begin("outages") for sample in (False, True)]
+        assert begins[0] == begins[1]
+        assert 0 <= float(begins[0]) < 1
 
 
 @pytest.mark.slow

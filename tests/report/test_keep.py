@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import BATCH, FAST, OLD_SEASON_FILES, ROOT, copy_home, make_fast_classifier
+from conftest import BATCH, FAST, OLD_SEASON_FILES, ROOT, copy_home
 from sample_gts import write_recordings
 from sample_pages import Reader, read
+from small import make_fast_classifier
 
 import train_classification_model as stems
 from pipeline_orchestrator import run_orchestrator
