@@ -99,10 +99,11 @@ DOMAINS = {
 }
 both_modules = pytest.mark.parametrize("domain", list(DOMAINS), indirect=True)
 """The test runs with the default training module and with that of docs/own_model/."""
+_LATER = (pytest.mark.slow, pytest.mark.sampled(0.34, "the other module"))
 both_modules_in_time = pytest.mark.parametrize(
-    "domain", ["stems", pytest.param("grain", marks=pytest.mark.slow)], indirect=True
+    "domain", ["stems", pytest.param("grain", marks=_LATER)], indirect=True
 )
-"""The same; the second one among the slow tests."""
+"""The same; the second one among the slow tests, of each file one table."""
 
 
 def take_settings_away() -> None:

@@ -97,7 +97,9 @@ class TestArtifactWriters:
         monkeypatch.setattr(cross_validation, "train", train_a_forgetful_one)
         return promoted
 
-    @pytest.mark.parametrize("content", ["all 100", "[" * 10**5])
+    @pytest.mark.parametrize(
+        "content", ["all 100", pytest.param("[" * 10**5, marks=pytest.mark.slow)]
+    )
     def test_rewriting_the_champions_errors_promotes_no_forgetful_challenger(
         self, forgetful: Path, settings_of: SettingsOf, content: str
     ) -> None:
@@ -219,16 +221,9 @@ def evil_twin(home: Path, settings: Any, target: Path) -> int:
 class TestRegistryEditors:
     """Who may edit tags and aliases names production; this home says what it runs."""
 
-    @pytest.mark.parametrize(
-        "command",
-        [
-            "dry run",
-            *(
-                pytest.param(one, marks=pytest.mark.slow)
-                for one in ("run", "predict", "reproduce", "rollback")
-            ),
-        ],
-    )
+    @pytest.mark.slow
+    @pytest.mark.sampled(0.4)
+    @pytest.mark.parametrize("command", ["run", "dry run", "predict", "reproduce", "rollback"])
     def test_a_forged_version_with_code_is_not_run(
         self, home: Path, settings_of: SettingsOf, tmp_path: Path, command: str
     ) -> None:

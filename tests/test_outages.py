@@ -364,6 +364,7 @@ class TestFullDisk:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
     @pytest.mark.slow
+    @pytest.mark.sampled(0.4)
     @pytest.mark.parametrize("free_kb", [0, 64, 300, 800, 1500])
     def test_a_full_disk_loses_nothing(self, small_disk: Path, free_kb: int) -> None:
         """Whatever fits, the store stays whole, and with more space the next run completes."""
@@ -418,6 +419,7 @@ class TestFullDisk:
         assert_promoted_once(home, before)
 
     @pytest.mark.slow
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize("largest_kb", [0, 8, 100, 1000])
     def test_a_file_that_may_not_grow(self, home: Path, largest_kb: int) -> None:
         """A quota: every write beyond it fails, in the database too."""
@@ -442,6 +444,7 @@ class TestFullDisk:
         assert run(home).returncode == 0
         assert_promoted_once(home, before)
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize(
         "call", [1, *(pytest.param(one, marks=pytest.mark.slow) for one in (2, 5, 20, 36))]
     )

@@ -203,6 +203,7 @@ class TestALife:
         assert figures["share_above"] == sum(error > 10 for error in errors) / len(errors)
 
     @pytest.mark.slow
+    @pytest.mark.sampled(0.5)
     @pytest.mark.usefixtures("fast_training")
     @pytest.mark.parametrize(
         "values",

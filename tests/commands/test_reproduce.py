@@ -271,7 +271,10 @@ def train_classification_model(folder, *, n_folds, random_state, n_jobs):
 
 
 @pytest.mark.parametrize("made_by", MAKERS)
-@pytest.mark.parametrize(("seed", "apart"), [(7, 0), (9, 2)])
+@pytest.mark.parametrize(
+    ("seed", "apart"),
+    [(7, 0), pytest.param(9, 2, marks=(pytest.mark.slow, pytest.mark.sampled(0.34)))],
+)
 def test_a_packaged_module_of_either_contract_trains(
     made_by: str, seed: int, apart: int, tmp_path: Path
 ) -> None:
