@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FAST, FULL_SIZE, ROOT, copy_home, free_port, script
+from conftest import FAST, QUICK_PROCESS, ROOT, copy_home, free_port, script
 from sample_gts import write_recordings
 
 from retraining import cross_validation, dask_cluster
@@ -71,7 +71,7 @@ def end_all(processes: Iterable[subprocess.Popen[bytes]]) -> None:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Cluster]:
+def running(folder: Path, **environment: str) -> Iterator[Cluster]:
     """Run a cluster in an empty folder; its processes end with the block."""
     pytest.importorskip("distributed", reason="dask is not installed: requirements-dask.txt")
     file = folder / "scheduler.json"
@@ -83,6 +83,7 @@ def running(folder: Path) -> Iterator[Cluster]:
                 subprocess.Popen(
                     [sys.executable, "-m", "dask", *words, "--scheduler-file", str(file)],
                     cwd=folder,
+                    env={**os.environ, **environment},
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
@@ -316,15 +317,17 @@ class TestCluster:
 
     @pytest.mark.slow
     def test_a_cycle_ends_as_on_one_machine(
-        self, lasting_cluster: Cluster, registered_template: Path, tmp_path: Path
+        self, registered_template: Path, tmp_path: Path
     ) -> None:
         """Same verdict, same numbers."""
         printed: list[str] = []
-        for words in ((), ("--backend", "dask", "--scheduler", lasting_cluster.address)):
-            home = copy_home(registered_template, tmp_path / f"home{len(printed)}")
-            done = script("pipeline_orchestrator.py", *CYCLE, *words, home=home, **FULL_SIZE)
-            assert done.returncode == 0, done.stderr
-            printed.append(done.stdout)
+        (tmp_path / "cluster").mkdir()
+        with running(tmp_path / "cluster", **QUICK_PROCESS) as cluster:
+            for words in ((), ("--backend", "dask", "--scheduler", cluster.address)):
+                home = copy_home(registered_template, tmp_path / f"home{len(printed)}")
+                done = script("pipeline_orchestrator.py", *CYCLE, *words, home=home)
+                assert done.returncode == 0, done.stderr
+                printed.append(done.stdout)
         assert printed[0].startswith("promoted: version 2")
         assert printed[0] == printed[1]
         assert "computing on 2 Dask workers" in done.stderr
