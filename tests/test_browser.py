@@ -125,6 +125,7 @@ class TestMlflow:
 class TestReport:
     """The file in reports/, opened without a server."""
 
+    @pytest.mark.sampled(0.34)
     @pytest.mark.parametrize("name", LOOKS)
     def test_it_reads_well_in_every_look(
         self, browser: Browser, promoted: tuple[Path, str], name: str

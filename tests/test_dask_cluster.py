@@ -199,6 +199,7 @@ class TestCluster:
         assert_equal(trained_here, train(cluster.settings(), recordings), recordings)
         assert cluster.workers[0].returncode == -signal.SIGKILL
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize("who", ["scheduler", "workers"])
     @pytest.mark.slow
     def test_a_lost_cluster_ends_the_wait(

@@ -585,6 +585,7 @@ PAIRS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, 
 class TestSessions:
     """Recordings of one session are no evidence for each other."""
 
+    @pytest.mark.slow
     @hypothesis_settings(max_examples=25, deadline=None, derandomize=True)
     @given(pairs=PAIRS, named=st.lists(st.booleans(), min_size=8, max_size=8))
     def test_sessions_of_one_recording_change_nothing(

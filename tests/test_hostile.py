@@ -113,6 +113,7 @@ class TestArtifactWriters:
             run_orchestrator(settings)
         assert_production(settings, 2)
 
+    @pytest.mark.slow
     def test_removing_them_promotes_none_either(
         self, forgetful: Path, settings_of: SettingsOf
     ) -> None:

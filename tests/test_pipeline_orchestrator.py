@@ -504,6 +504,7 @@ class TestDecide:
         monitoring = Monitoring(pd.DataFrame(), mean_error, low, 14.0, mean_of_all=9.0)
         assert should_retrain(monitoring, 10.0, decide) is retrain
 
+    @pytest.mark.slow
     def test_a_bound_above_the_mean_error_waits(self, home: Path, settings_of: SettingsOf) -> None:
         """The verdict names the interval, and the other way to decide is another question."""
         settings = settings_of(home, threshold=25)
@@ -1025,6 +1026,7 @@ class TestCommandLine:
         assert (found, error.count("\n")) == (status, 1), error
         assert text in error
 
+    @pytest.mark.sampled(0.34)
     @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_a_signal_stops_between_steps(self, home: Path, number: signal.Signals) -> None:

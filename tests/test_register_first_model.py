@@ -277,6 +277,7 @@ class TestWhatIsRefused:
             register_first_model(settings)
         assert not settings.database.exists()
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize(
         "break_it",
         [
@@ -310,6 +311,7 @@ class TestWhatIsRefused:
             read_trusted_pickle(pickle)
         assert not target.exists()
 
+    @pytest.mark.slow
     def test_a_cut_off_registration_is_done_again(
         self, unregistered: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -280,6 +280,7 @@ class TestGivenTheNight:
         assert 0.01 < given_night <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
         assert everywhere > 0.1
 
+    @pytest.mark.sampled(0.34)
     @pytest.mark.slow
     @pytest.mark.parametrize("n", [7, 15, 30])
     def test_its_p_values_are_uniform_under_the_swap_hypothesis(self, n: int, figure: Any) -> None:
@@ -373,6 +374,7 @@ class TestMeanInterval:
         assert 0.92 - error <= both <= 0.96 + error
         assert min(low, high) > 0.93
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.slow
     @pytest.mark.parametrize("n", [15, 30])
     def test_it_covers_the_mean_of_skewed_errors_in_many_samples(self, n: int, figure: Any) -> None:
@@ -534,6 +536,7 @@ def pair_with_gain(seed: int, n: int, gain: float) -> tuple[np.ndarray, np.ndarr
 class TestPower:
     """`Evidence.power_gain`."""
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize("n", [15, 30])
     @pytest.mark.parametrize("threshold", [None, 16.0])
     @pytest.mark.slow

@@ -99,6 +99,7 @@ class TestReproduce:
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("version 2 is reproduced: trained again on 12 recordings")
 
+    @pytest.mark.sampled(0.34)
     @pytest.mark.parametrize(
         ("commands", "recorded"),
         [
