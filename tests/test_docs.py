@@ -25,7 +25,7 @@ from typing import Any
 
 import house
 import pytest
-from conftest import BATCH, QUICK_PROCESS, ROOT, free_port
+from conftest import BATCH, ROOT, free_port
 from sample_gts import write_recordings
 
 from pipeline_orchestrator import REPLAY, RUN
@@ -433,9 +433,7 @@ class Machine:
                 "HOME": str(self.root / "person"),
                 "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
                 **(
-                    {"PIPELINE_MIN_NEW_FILES": f"{BATCH}", "PIPELINE_N_FOLDS": "3", **QUICK_PROCESS}
-                    if quick
-                    else {}
+                    {"PIPELINE_MIN_NEW_FILES": f"{BATCH}", "PIPELINE_N_FOLDS": "3"} if quick else {}
                 ),
             },
             stdin=subprocess.DEVNULL,
