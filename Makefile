@@ -26,7 +26,7 @@ demo: $(VENV)/.runtime ## set everything up and watch a degraded model being rep
 test: $(VENV)/.development ## set everything up and run the tests, the slow ones left out
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-test-slow: $(VENV)/.development ## the long proofs only: crashes, outages, error rates
+test-slow: $(VENV)/.development ## the long proofs only, every table whole: crashes, outages, error rates (half an hour)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 life-simulation: $(VENV)/.development ## whole lives of production under each policy of the gate; the result goes to docs/gate.md (half an hour)

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sampling
 from sample_gts import write_recordings
+from small import MODELS, without_charts
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -30,8 +32,18 @@ BATCH = 6
 SERVER_SECONDS = "14400"
 """A server ends by itself, even if the process that started it is killed."""
 FAST = {"min_new_files": BATCH, "n_folds": 3, "n_jobs": 1}
+TOOLS = ROOT / "tests" / "tools"
+QUICK_PROCESS = {"PYTHONPATH": f"{TOOLS / 'quick_process'}{os.pathsep}{TOOLS}"}
+"""Lets a process train small models and draw no charts."""
+FULL_SIZE = {"PYTHONPATH": ""}
+"""Lets it train what people train."""
 OWN_MODEL = ROOT / "docs" / "own_model"
 sys.path[:0] = [str(ROOT), str(OWN_MODEL)]
+
+
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Let long tables be run in part."""
+    pluginmanager.register(sampling)
 
 
 def flags_of(values: Mapping[str, object]) -> list[str]:
@@ -87,10 +99,11 @@ DOMAINS = {
 }
 both_modules = pytest.mark.parametrize("domain", list(DOMAINS), indirect=True)
 """The test runs with the default training module and with that of docs/own_model/."""
+_LATER = (pytest.mark.slow, pytest.mark.sampled(0.34, "the other module"))
 both_modules_in_time = pytest.mark.parametrize(
-    "domain", ["stems", pytest.param("grain", marks=pytest.mark.slow)], indirect=True
+    "domain", ["stems", pytest.param("grain", marks=_LATER)], indirect=True
 )
-"""The same; the second one among the slow tests."""
+"""The same; the second one among the slow tests, of each file one table."""
 
 
 def take_settings_away() -> None:
@@ -133,14 +146,14 @@ def make_home(folder: Path) -> Path:
 def script(
     name: str, *words: str, home: Path, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of the project's scripts as a process of its own."""
+    """Run one of the project's scripts as a process of its own; a quick one by default."""
     return subprocess.run(
         [sys.executable, str(ROOT / name), *words, "--home", str(home)],
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
-        env={**os.environ, **environment},
+        env={**os.environ, **QUICK_PROCESS, **environment},
     )
 
 
@@ -211,19 +224,20 @@ def shared_folder() -> Path:
     return SHARED
 
 
-def make_fast_classifier(random_state: int = 42) -> Any:
-    """Return a small classifier: milliseconds instead of seconds for a fit."""
-    from sklearn.ensemble import ExtraTreesClassifier
-
-    return ExtraTreesClassifier(
-        20, min_samples_leaf=2, class_weight="balanced", random_state=random_state
-    )
-
-
 def train_small_models(patch: pytest.MonkeyPatch) -> None:
     """Let both training modules take milliseconds instead of seconds."""
-    patch.setattr(DOMAINS["stems"].module, "make_classifier", make_fast_classifier)
-    patch.setattr(DOMAINS["grain"].module, "N_TREES", 10)
+    for domain in DOMAINS.values():
+        for name, value in MODELS.items():
+            if hasattr(domain.module, name):
+                patch.setattr(domain.module, name, value)
+
+
+def leave_charts_out(patch: pytest.MonkeyPatch) -> None:
+    """Draw no charts for the pages of cycles: half of a cycle's time."""
+    from retraining.report import page
+
+    for name, value in without_charts(page).items():
+        patch.setattr(page, name, value)
 
 
 @pytest.fixture
@@ -232,31 +246,16 @@ def fast_training(monkeypatch: pytest.MonkeyPatch) -> None:
     train_small_models(monkeypatch)
 
 
-class NoCharts:
-    """Stands in for `retraining.report.charts`: draws nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Return a constant, or what makes no figure, whatever it is given."""
-        from retraining.report import charts
-
-        found = getattr(charts, name)
-        return (lambda *_, **__: None) if callable(found) else found
-
-
 @pytest.fixture(autouse=True)
 def charts_where_they_matter(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Leave charts out of the pages of tests that are not about pages: half of a cycle's time.
+    """Leave charts out of the pages of tests that are not about pages.
 
-    They are drawn in tests/report/ and in processes of their own.
+    They are drawn in tests/report/, in the demo and by the commands of the documents.
     """
-    if "report" in request.path.parts:
-        return
-    from retraining.report import page
-
-    monkeypatch.setattr(page, "charts", NoCharts())
-    monkeypatch.setattr(page, "_chart", lambda _n, _f, said, *_, **__: page.Paragraph(said))
+    if "report" not in request.path.parts:
+        leave_charts_out(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import FAST, ROOT, copy_home, make_fast_classifier, serve
+from conftest import FAST, ROOT, copy_home, serve
 from playwright.sync_api import Browser, Frame
 from screenshots import (
     LOOKS,
@@ -24,6 +24,7 @@ from screenshots import (
     show_report,
     visit,
 )
+from small import make_fast_classifier
 
 import train_classification_model as training
 from pipeline_orchestrator import run_orchestrator
@@ -124,6 +125,7 @@ class TestMlflow:
 class TestReport:
     """The file in reports/, opened without a server."""
 
+    @pytest.mark.sampled(0.34)
     @pytest.mark.parametrize("name", LOOKS)
     def test_it_reads_well_in_every_look(
         self, browser: Browser, promoted: tuple[Path, str], name: str

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAST_WORDS, ROOT, script
+from conftest import FAST_WORDS, QUICK_PROCESS, ROOT, script
 from crash_sweep import describe
 
 from pipeline_orchestrator import main
@@ -95,6 +95,7 @@ def test_a_run_that_stood_still_for_long(home: Path) -> None:
     stopped = subprocess.Popen(
         [sys.executable, "pipeline_orchestrator.py", *words],
         cwd=ROOT,
+        env={**os.environ, **QUICK_PROCESS},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -9,18 +9,7 @@ from typing import Any
 import pytest
 from conftest import run_sweep
 from crash_sweep import SCENARIOS
-
-
-@pytest.mark.slow
-def test_a_killed_cycle_is_finished_by_the_next_run() -> None:
-    """At a point and a random instant; the slow sample takes more, and all commands."""
-    words = ("--scenario", "a cycle with a promotion", "--sample", "1", "--random", "1")
-    printed = run_sweep("crash_sweep.py", *words)
-    result = json.loads(printed.splitlines()[-1])
-    assert result["scenarios"] == 1
-    assert result["killed"] >= 2
-    assert result["differences"] == 0
-
+from sampling import Part
 
 SAMPLES = (
     (
@@ -28,32 +17,41 @@ SAMPLES = (
             *("a cycle with a promotion", "the first registration", "upgrade-store"),
             *("a rollback", "a lost probation", "a cycle of another model"),
         ),
-        *("8", "2"),
+        *(8, 2),
     ),
     (
         ("a correction", "correct", "withdraw", "withdraw --delete", "withdraw --undo"),
-        *("3", "1"),
+        *(3, 1),
     ),
-    (("relocate", "backup", "restore"), *("6", "2")),
-    (("prune", "import"), *("2", "1")),
+    (("relocate", "backup", "restore"), *(6, 2)),
+    (("prune", "import"), *(2, 1)),
 )
-"""Scenarios, points and instants of each."""
+"""Scenarios, points and instants of each; under `--sample` 2 points and 1 instant of each."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("names", "sample", "instants"), SAMPLES, ids=["versions", "recordings", "homes", "stores"]
+    ("names", "points", "instants"), SAMPLES, ids=["versions", "recordings", "homes", "stores"]
 )
 def test_no_command_leaves_a_trace_of_its_death(
-    figure: Callable[[str, Any], None], names: tuple[str, ...], sample: str, instants: str
+    figure: Callable[[str, Any], None],
+    part: Part,
+    names: tuple[str, ...],
+    points: int,
+    instants: int,
 ) -> None:
-    """An evenly spread sample of all points of all commands; `make crash-sweep` takes them all."""
+    """A sample of all points of all commands, others at every commit.
+
+    `make crash-sweep` takes them all.
+    """
     scenarios = [f"--scenario={name}" for name in names]
-    printed = run_sweep("crash_sweep.py", *scenarios, "--sample", sample, "--random", instants)
+    words = ("--sample", part.of(points, 2), "--random", part.of(instants, 1))
+    printed = run_sweep("crash_sweep.py", *scenarios, *words, "--begin", part.begin(names[0]))
     print(f"\n{printed}")
     result = json.loads(printed.splitlines()[-1])
     figure("commands killed at points and instants, differences from an uninterrupted twin", result)
     assert result["scenarios"] == len(names)
+    assert result["killed"] >= 2 * len(names)
     assert result["differences"] == 0
 
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FAST, ROOT, copy_home, free_port, script
+from conftest import FAST, QUICK_PROCESS, ROOT, copy_home, free_port, script
 from sample_gts import write_recordings
 
 from retraining import cross_validation, dask_cluster
@@ -70,12 +70,10 @@ def end_all(processes: Iterable[subprocess.Popen[bytes]]) -> None:
         end(process)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """Give a fresh cluster; its processes end with the test."""
+@contextmanager
+def running(folder: Path, **environment: str) -> Iterator[Cluster]:
+    """Run a cluster in an empty folder; its processes end with the block."""
     pytest.importorskip("distributed", reason="dask is not installed: requirements-dask.txt")
-    folder = tmp_path / "cluster"
-    folder.mkdir()
     file = folder / "scheduler.json"
     processes = []
 
@@ -85,6 +83,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
                 subprocess.Popen(
                     [sys.executable, "-m", "dask", *words, "--scheduler-file", str(file)],
                     cwd=folder,
+                    env={**os.environ, **environment},
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
@@ -109,6 +108,20 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield Cluster(address, scheduler, workers, start_worker)
     finally:
         end_all(processes)
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Give a cluster of the test's own, which may be hurt."""
+    with running(tmp_path_factory.mktemp("cluster")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def lasting_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Give a cluster that outlives the tests."""
+    with running(tmp_path_factory.mktemp("lasting_cluster")) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")
@@ -168,10 +181,10 @@ class TestCluster:
 
     @pytest.mark.slow
     def test_the_result_is_that_of_one_process(
-        self, cluster: Cluster, recordings: Path, trained_here: TrainedModel
+        self, lasting_cluster: Cluster, recordings: Path, trained_here: TrainedModel
     ) -> None:
         """Bit for bit."""
-        assert_equal(trained_here, train(cluster.settings(), recordings), recordings)
+        assert_equal(trained_here, train(lasting_cluster.settings(), recordings), recordings)
 
     @pytest.mark.slow
     def test_a_killed_worker_costs_only_time(
@@ -186,6 +199,7 @@ class TestCluster:
         assert_equal(trained_here, train(cluster.settings(), recordings), recordings)
         assert cluster.workers[0].returncode == -signal.SIGKILL
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize("who", ["scheduler", "workers"])
     @pytest.mark.slow
     def test_a_lost_cluster_ends_the_wait(
@@ -202,42 +216,42 @@ class TestCluster:
 
     @pytest.mark.slow
     def test_packages_are_compared_again_after_the_training(
-        self, cluster: Cluster, recordings: Path, monkeypatch: pytest.MonkeyPatch
+        self, lasting_cluster: Cluster, recordings: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Workers may have joined meanwhile; what they have not installed is named, too."""
-        same = load_training_module(cluster.settings()).package_versions()
+        same = load_training_module(lasting_cluster.settings()).package_versions()
         wanted = iter([same, {**same, "no-such-package": "1.0"}])
         monkeypatch.setattr(Training, "package_versions", lambda _: next(wanted))
         with pytest.raises(PipelineError, match=r"no-such-package none instead of 1\.0"):
-            train(cluster.settings(), recordings)
+            train(lasting_cluster.settings(), recordings)
         assert next(wanted, None) is None
 
     @pytest.mark.slow
-    def test_an_invalid_recording_is_named(self, cluster: Cluster, tmp_path: Path) -> None:
+    def test_an_invalid_recording_is_named(self, lasting_cluster: Cluster, tmp_path: Path) -> None:
         """The worker's refusal arrives as it is."""
         paths = write_recordings(tmp_path / "recordings", 3)
         paths[1].write_text("object_id\n1\n")
         with pytest.raises(PipelineError, match=r"^cannot train: recording_02\.csv: lacks"):
-            train(cluster.settings(), paths[0].parent)
+            train(lasting_cluster.settings(), paths[0].parent)
 
     @pytest.mark.slow
     def test_recordings_that_the_workers_do_not_see_are_explained(
-        self, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, lasting_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A relative path means something else in the workers' folder."""
         write_recordings(tmp_path / "here", 3)
         monkeypatch.chdir(tmp_path)
         with pytest.raises(PipelineError, match="a file system that all workers share"):
-            train(cluster.settings(), Path("here"))
+            train(lasting_cluster.settings(), Path("here"))
 
     @pytest.mark.slow
-    def test_a_file_that_is_none_is_named(self, cluster: Cluster, tmp_path: Path) -> None:
+    def test_a_file_that_is_none_is_named(self, lasting_cluster: Cluster, tmp_path: Path) -> None:
         """The refusal of our own reader arrives as it is, too."""
         paths = write_recordings(tmp_path / "recordings", 3)
         paths[1].rename(tmp_path / "elsewhere.csv")
         paths[1].symlink_to(tmp_path / "elsewhere.csv")
         with pytest.raises(PipelineError, match=r"cannot train: .*is a symbolic link; put the"):
-            train(cluster.settings(), paths[0].parent)
+            train(lasting_cluster.settings(), paths[0].parent)
 
     @pytest.mark.slow
     def test_workers_that_live_longer_than_a_run_compute_with_its_code(
@@ -282,16 +296,16 @@ class TestCluster:
     @pytest.mark.slow
     def test_known_recordings_are_not_read_by_the_workers(
         self,
-        cluster: Cluster,
+        lasting_cluster: Cluster,
         recordings: Path,
         trained_here: TrainedModel,
         tmp_path: Path,
     ) -> None:
         """What was kept on the file system that all share is the same for them."""
-        module = load_training_module(cluster.settings())
+        module = load_training_module(lasting_cluster.settings())
         tables = KeptTables(tmp_path / "kept" / "features", module.code_sha256, 10)
         for n_known in (0, 6):
-            with dask_cluster.joblib_backend(cluster.settings(), module) as backend:
+            with dask_cluster.joblib_backend(lasting_cluster.settings(), module) as backend:
                 result, found = cross_validation.train(
                     module,
                     sorted(recordings.glob("*.csv")),
@@ -304,15 +318,17 @@ class TestCluster:
 
     @pytest.mark.slow
     def test_a_cycle_ends_as_on_one_machine(
-        self, cluster: Cluster, registered_template: Path, tmp_path: Path
+        self, registered_template: Path, tmp_path: Path
     ) -> None:
         """Same verdict, same numbers."""
         printed: list[str] = []
-        for words in ((), ("--backend", "dask", "--scheduler", cluster.address)):
-            home = copy_home(registered_template, tmp_path / f"home{len(printed)}")
-            done = script("pipeline_orchestrator.py", *CYCLE, *words, home=home)
-            assert done.returncode == 0, done.stderr
-            printed.append(done.stdout)
+        (tmp_path / "cluster").mkdir()
+        with running(tmp_path / "cluster", **QUICK_PROCESS) as cluster:
+            for words in ((), ("--backend", "dask", "--scheduler", cluster.address)):
+                home = copy_home(registered_template, tmp_path / f"home{len(printed)}")
+                done = script("pipeline_orchestrator.py", *CYCLE, *words, home=home)
+                assert done.returncode == 0, done.stderr
+                printed.append(done.stdout)
         assert printed[0].startswith("promoted: version 2")
         assert printed[0] == printed[1]
         assert "computing on 2 Dask workers" in done.stderr

@@ -13,6 +13,7 @@ from conftest import run_sweep
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from sampling import Part
 
 from retraining import gate
 from retraining.gate import Criterion, Outcome, Verdict, judge, look_significance
@@ -603,6 +604,7 @@ PAIRS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, 
 class TestSessions:
     """Recordings of one session are no evidence for each other."""
 
+    @pytest.mark.slow
     @hypothesis_settings(max_examples=25, deadline=None, derandomize=True)
     @given(pairs=PAIRS, named=st.lists(st.booleans(), min_size=8, max_size=8))
     def test_sessions_of_one_recording_change_nothing(
@@ -709,8 +711,10 @@ class TestSessions:
 class TestRealSplits:
     """Real models on real recordings."""
 
-    def test_twins_are_kept_and_a_better_generation_is_promoted(self) -> None:
+    def test_twins_are_kept_and_a_better_generation_is_promoted(self, part: Part) -> None:
         """A sample of the splits; `make real-splits` takes them all."""
-        printed = run_sweep("real_splits.py", "--twins", "4", "--generations", "2")
+        printed = run_sweep(
+            *("real_splits.py", "--twins", part.of(4, 2), "--generations", part.of(2, 1))
+        )
         print(f"\n{printed}")
         assert json.loads(printed.splitlines()[-1])["as promised"]

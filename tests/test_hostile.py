@@ -97,7 +97,9 @@ class TestArtifactWriters:
         monkeypatch.setattr(cross_validation, "train", train_a_forgetful_one)
         return promoted
 
-    @pytest.mark.parametrize("content", ["all 100", "[" * 10**5])
+    @pytest.mark.parametrize(
+        "content", ["all 100", pytest.param("[" * 10**5, marks=pytest.mark.slow)]
+    )
     def test_rewriting_the_champions_errors_promotes_no_forgetful_challenger(
         self, forgetful: Path, settings_of: SettingsOf, content: str
     ) -> None:
@@ -111,6 +113,7 @@ class TestArtifactWriters:
             run_orchestrator(settings)
         assert_production(settings, 2)
 
+    @pytest.mark.slow
     def test_removing_them_promotes_none_either(
         self, forgetful: Path, settings_of: SettingsOf
     ) -> None:
@@ -219,16 +222,9 @@ def evil_twin(home: Path, settings: Any, target: Path) -> int:
 class TestRegistryEditors:
     """Who may edit tags and aliases names production; this home says what it runs."""
 
-    @pytest.mark.parametrize(
-        "command",
-        [
-            "dry run",
-            *(
-                pytest.param(one, marks=pytest.mark.slow)
-                for one in ("run", "predict", "reproduce", "rollback")
-            ),
-        ],
-    )
+    @pytest.mark.slow
+    @pytest.mark.sampled(0.4)
+    @pytest.mark.parametrize("command", ["run", "dry run", "predict", "reproduce", "rollback"])
     def test_a_forged_version_with_code_is_not_run(
         self, home: Path, settings_of: SettingsOf, tmp_path: Path, command: str
     ) -> None:
@@ -582,12 +578,15 @@ def test_nothing_that_stands_in_the_store_is_a_traceback(
 
 
 @pytest.mark.slow
-@for_any_edits(60)
+@pytest.mark.sampled(0.25)
+@pytest.mark.parametrize("lot", range(4))
+@for_any_edits(15)
 def test_nothing_at_all_that_stands_in_the_store_is_a_traceback(
     promoted: Path,
     settings_of: SettingsOf,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    lot: int,
     edits: list[tuple[str, Any, Any]],
 ) -> None:
     """Tags, metrics, artifacts, names and reasons of any content, others every time."""
@@ -595,11 +594,14 @@ def test_nothing_at_all_that_stands_in_the_store_is_a_traceback(
 
 
 @pytest.mark.slow
-@for_any_edits(25)
+@pytest.mark.sampled(0.2)
+@pytest.mark.parametrize("lot", range(5))
+@for_any_edits(5)
 def test_no_edit_promotes_what_the_untouched_twin_does_not(
     promoted: Path,
     settings_of: SettingsOf,
     tmp_path: Path,
+    lot: int,
     edits: list[tuple[str, Any, Any]],
 ) -> None:
     """A night whose challenger is no better, lived again after each set of edits."""

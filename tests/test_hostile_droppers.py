@@ -747,6 +747,7 @@ class TestManyFiles:
                 break
         assert kill_at > len(THREE)
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.slow
     @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")
     @pytest.mark.parametrize(

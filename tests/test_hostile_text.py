@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAST_WORDS, ROOT, copy_home
+from conftest import FAST_WORDS, QUICK_PROCESS, ROOT, copy_home
 
 from retraining import command_line, notices, records
 from retraining.command_line import print_result, start_logging
@@ -241,7 +241,8 @@ def attacked(registered_template: Path, tmp_path_factory: pytest.TempPathFactory
 def test_no_command_prints_what_an_attacker_wrote(attacked: Path) -> None:
     """`run`, `status`, `history`, `lineage`, `predict` and `requeue`, as text and as JSON."""
     hook = f"{sys.executable} -c 'import sys; print(sys.stdin.read())'"
-    variables = {**os.environ, "MLFLOW_TRACKING_PASSWORD": PASSWORD, "PYTHONIOENCODING": "utf-8"}
+    secrets = {"MLFLOW_TRACKING_PASSWORD": PASSWORD, "PYTHONIOENCODING": "utf-8"}
+    variables = {**os.environ, **QUICK_PROCESS, **secrets}
 
     def say(*words: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(

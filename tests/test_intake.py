@@ -502,6 +502,7 @@ class TestSavedAgain:
         assert place.become(copies) == dict.fromkeys(copies, way.becomes)
 
     @pytest.mark.slow
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize("where", ["at hand", "gone"])
     def test_all_real_recordings_in_all_ways(
         self,

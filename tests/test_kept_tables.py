@@ -341,6 +341,7 @@ class TestTraining:
         assert_equal(expected, train(folder, tables_of(home))[0])
         assert parsed == ["recording_02.csv"]
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize(
         ("kind", "tamper"),
         [

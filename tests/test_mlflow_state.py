@@ -90,6 +90,7 @@ class TestAutologging:
     """A module, or something around it, switched it on."""
 
     @pytest.mark.slow
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize("where", SWITCHED_ON)
     def test_a_module_that_calls_autolog_works(self, tmp_path: Path, where: str) -> None:
         """In processes of its own, too; not one run or model comes of it."""

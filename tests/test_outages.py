@@ -22,6 +22,7 @@ from conftest import (
     BATCH,
     FAST_WORDS,
     OLD_SEASON_FILES,
+    QUICK_PROCESS,
     ROOT,
     copy_home,
     make_home,
@@ -30,6 +31,7 @@ from conftest import (
 )
 from crash_sweep import describe
 from outage_sweep import Outage, Proxy
+from sampling import Part
 
 import register_first_model
 from pipeline_orchestrator import main
@@ -56,6 +58,7 @@ def start(home: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "pipeline_orchestrator.py", *words, *FAST_WORDS, "--home", str(home)],
         cwd=ROOT,
+        env={**os.environ, **QUICK_PROCESS},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -100,13 +103,17 @@ class TestFailedRequests:
     """A proxy before a real server."""
 
     @pytest.mark.slow
-    def test_no_failed_request_makes_a_difference(self, figure: Callable[[str, Any], None]) -> None:
+    def test_no_failed_request_makes_a_difference(
+        self, figure: Callable[[str, Any], None], part: Part
+    ) -> None:
         """A sample spread over all requests and ways; `make outage-sweep` takes them all."""
-        printed = run_sweep("outage_sweep.py", "--sample", "24")
+        n_outages = part.of(24, 10)
+        words = ("--sample", n_outages, "--begin", part.begin("outages"))
+        printed = run_sweep("outage_sweep.py", *words)
         print(f"\n{printed}")
         result = json.loads(printed.splitlines()[-1])
         figure("outages of the store, differences from a quiet twin", result)
-        assert result == {"outages": 24, "differences": 0}
+        assert result == {"outages": int(n_outages), "differences": 0}
 
 
 class TestUnreachableServer:
@@ -357,6 +364,7 @@ class TestFullDisk:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
     @pytest.mark.slow
+    @pytest.mark.sampled(0.4)
     @pytest.mark.parametrize("free_kb", [0, 64, 300, 800, 1500])
     def test_a_full_disk_loses_nothing(self, small_disk: Path, free_kb: int) -> None:
         """Whatever fits, the store stays whole, and with more space the next run completes."""
@@ -411,6 +419,7 @@ class TestFullDisk:
         assert_promoted_once(home, before)
 
     @pytest.mark.slow
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize("largest_kb", [0, 8, 100, 1000])
     def test_a_file_that_may_not_grow(self, home: Path, largest_kb: int) -> None:
         """A quota: every write beyond it fails, in the database too."""
@@ -421,6 +430,7 @@ class TestFullDisk:
                 *(sys.executable, str(ROOT / "pipeline_orchestrator.py"), *FAST_WORDS),
                 *("--home", str(home)),
             ],
+            env={**os.environ, **QUICK_PROCESS},
             capture_output=True,
             text=True,
             check=False,
@@ -434,6 +444,7 @@ class TestFullDisk:
         assert run(home).returncode == 0
         assert_promoted_once(home, before)
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize(
         "call", [1, *(pytest.param(one, marks=pytest.mark.slow) for one in (2, 5, 20, 36))]
     )

@@ -214,6 +214,7 @@ class TestLife:
             elsewhere = text.replace(str(ROOT), "").replace(str(home), "")
             assert WORDS_OF_STEMS.findall(elsewhere) == []
 
+    @pytest.mark.slow
     def test_serving_takes_rows_as_they_are(self, home: Path) -> None:
         """Without the name of a file; the signature tells columns and types."""
         import mlflow
@@ -272,6 +273,7 @@ def write_noise(folder: Path) -> None:
 class TestLeaks:
     """What was promoted on pure noise, 59.5 % -> 0.0 %, before the pipeline split by itself."""
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.slow
     @pytest.mark.parametrize("leak", ["in sample", "by row"])
     def test_noise_cannot_be_learnt(self, tmp_path: Path, leak: str) -> None:

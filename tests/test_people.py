@@ -19,6 +19,7 @@ import pytest
 from conftest import (
     BATCH,
     FAST_WORDS,
+    QUICK_PROCESS,
     ROOT,
     Domain,
     make_home,
@@ -61,7 +62,7 @@ def follow(command: str, home: Path) -> subprocess.CompletedProcess[str]:
         command,
         shell=True,
         cwd=ROOT,
-        env=environment | {"PIPELINE_HOME": str(home)},
+        env=environment | QUICK_PROCESS | {"PIPELINE_HOME": str(home)},
         capture_output=True,
         text=True,
         check=False,

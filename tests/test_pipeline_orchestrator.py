@@ -20,7 +20,9 @@ import pytest
 from conftest import (
     BATCH,
     FAST,
+    FULL_SIZE,
     OLD_SEASON_FILES,
+    QUICK_PROCESS,
     ROOT,
     Domain,
     both_modules,
@@ -502,6 +504,7 @@ class TestDecide:
         monitoring = Monitoring(pd.DataFrame(), mean_error, low, 14.0, mean_of_all=9.0)
         assert should_retrain(monitoring, 10.0, decide) is retrain
 
+    @pytest.mark.slow
     def test_a_bound_above_the_mean_error_waits(self, home: Path, settings_of: SettingsOf) -> None:
         """The verdict names the interval, and the other way to decide is another question."""
         settings = settings_of(home, threshold=25)
@@ -651,7 +654,10 @@ class TestNoVerdict:
         ("spoil", "text"),
         [
             (lambda errors: errors * float("nan"), "count_errors gave the error nan"),
-            (lambda errors: errors.iloc[:0], "must have one row for each file"),
+            pytest.param(
+                *(lambda errors: errors.iloc[:0], "must have one row for each file"),
+                marks=pytest.mark.slow,
+            ),
         ],
     )
     def test_incomparable_errors_are_an_error(
@@ -1020,6 +1026,7 @@ class TestCommandLine:
         assert (found, error.count("\n")) == (status, 1), error
         assert text in error
 
+    @pytest.mark.sampled(0.34)
     @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_a_signal_stops_between_steps(self, home: Path, number: signal.Signals) -> None:
@@ -1030,6 +1037,7 @@ class TestCommandLine:
         process = subprocess.Popen(
             [sys.executable, "pipeline_orchestrator.py", *words, "--home", str(home)],
             cwd=ROOT,
+            env={**os.environ, **QUICK_PROCESS},
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -1187,7 +1195,7 @@ class TestRealRecordings:
             shutil.copyfile(path, home / folder / path.name)
         before = contents(home / "used_gts") + contents(home / "new_gts")
         for name in ("train_classification_model.py", "register_first_model.py"):
-            done = script(name, home=home)
+            done = script(name, home=home, **FULL_SIZE)
             assert done.returncode == 0, done.stderr
         copies = [*(home / "used_gts").glob("*.csv"), *(home / "new_gts").glob("*.csv")]
         for path in copies:
@@ -1196,7 +1204,7 @@ class TestRealRecordings:
             os.utime(home / "new_gts" / f"saved_again_{path.name}")
         began = time.monotonic()
         words = ("--threshold", "5", "--json")
-        done = script("pipeline_orchestrator.py", *words, home=home)
+        done = script("pipeline_orchestrator.py", *words, home=home, **FULL_SIZE)
         print(f"\nthe cycle on 18 + 15 recordings took {time.monotonic() - began:.1f} s")
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)

@@ -147,6 +147,7 @@ def run_full_cycle(home: Path, uri: str) -> None:
     assert list((home / "mlflow_server/backend_db").iterdir()) == []
 
 
+@pytest.mark.sampled(0.5, "full cycles")
 def test_a_full_cycle_through_a_server(
     database: str, season: Path, tmp_path: Path, free_server: Callable[..., str]
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_full_cycle_through_a_server(
     subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", database], check=True)
 
 
+@pytest.mark.sampled(0.5, "full cycles")
 def test_a_full_cycle_without_a_server(
     database: str, season: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -270,13 +270,32 @@ class TestWhatIsRefused:
     def test_a_bad_start(
         self, unregistered: Path, settings_of: SettingsOf, break_it: Any, text: str
     ) -> None:
-        """The message names the file and what to do; no version exists; mended, it goes."""
-        whole = shutil.copytree(unregistered, unregistered.with_name("whole"))
+        """The message names the file and what to do; no version exists."""
         break_it(unregistered)
         settings = settings_of(unregistered)
         with pytest.raises(PipelineError, match=text):
             register_first_model(settings)
         assert not settings.database.exists()
+
+    @pytest.mark.sampled(0.5)
+    @pytest.mark.parametrize(
+        "break_it",
+        [
+            lambda home: (home / PICKLE).write_bytes(b"no pickle"),
+            pytest.param(lambda home: _clear(home / "used_gts"), marks=pytest.mark.slow),
+            pytest.param(lambda home: _link_elsewhere(home / PICKLE), marks=pytest.mark.slow),
+        ],
+        ids=["damaged", "no recordings", "link"],
+    )
+    def test_a_bad_start_that_was_mended(
+        self, unregistered: Path, settings_of: SettingsOf, break_it: Any
+    ) -> None:
+        """It goes, as if nothing had been."""
+        whole = shutil.copytree(unregistered, unregistered.with_name("whole"))
+        break_it(unregistered)
+        settings = settings_of(unregistered)
+        with pytest.raises(PipelineError):
+            register_first_model(settings)
         for name in ("used_gts", "model"):
             shutil.rmtree(unregistered / name)
             shutil.copytree(whole / name, unregistered / name)
@@ -292,6 +311,7 @@ class TestWhatIsRefused:
             read_trusted_pickle(pickle)
         assert not target.exists()
 
+    @pytest.mark.slow
     def test_a_cut_off_registration_is_done_again(
         self, unregistered: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:

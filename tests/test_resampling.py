@@ -294,6 +294,7 @@ class TestGivenTheNight:
         assert 0.01 < given_night <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
         assert everywhere > 0.06
 
+    @pytest.mark.sampled(0.34)
     @pytest.mark.slow
     @pytest.mark.parametrize("n", [7, 15, 30])
     def test_its_p_values_are_uniform_under_the_swap_hypothesis(self, n: int, figure: Any) -> None:
@@ -480,6 +481,7 @@ class TestMeanInterval:
         assert 0.92 - error <= both <= 0.96 + error
         assert min(low, high) > 0.93
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.slow
     @pytest.mark.parametrize("n", [15, 30])
     def test_it_covers_the_mean_of_skewed_errors_in_many_samples(self, n: int, figure: Any) -> None:
@@ -641,6 +643,7 @@ def pair_with_gain(seed: int, n: int, gain: float) -> tuple[np.ndarray, np.ndarr
 class TestPower:
     """`Evidence.power_gain`."""
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize("n", [15, 30])
     @pytest.mark.parametrize("threshold", [None, 16.0])
     @pytest.mark.slow

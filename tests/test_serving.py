@@ -30,10 +30,10 @@ from conftest import (
     SERVER_SECONDS,
     copy_home,
     free_port,
-    make_fast_classifier,
     wait_for,
 )
 from sample_gts import make_recording, write_recordings
+from small import make_fast_classifier
 from test_docs import FOLDER, SERVING, blocks, shell_lines
 
 import train_classification_model as training

@@ -14,7 +14,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, make_fast_classifier, script
+from conftest import ROOT, script
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sample_gts import make_recording, write_recordings
@@ -23,6 +23,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
+from small import make_fast_classifier
 
 from retraining.cross_validation import Resources, train
 from retraining.errors import PipelineError

@@ -290,6 +290,7 @@ class TestClients:
             assert receiver.send(BODY, signed(BODY)) == 204
             assert time.monotonic() - began < 3
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.slow
     @pytest.mark.parametrize("head", [b"", b"POST / HTTP/1.1\r\nContent-Length: 9999\r\n\r\n"])
     def test_a_byte_a_second_is_not_heard_for_ever(self, head: bytes, receiver: Running) -> None:

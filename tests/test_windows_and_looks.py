@@ -154,6 +154,7 @@ class TestLooks:
         settings = settings_of(lost, min_improvement=92)
         assert run_orchestrator(settings).facts["verdict"]["repeated_looks"] == 2
 
+    @pytest.mark.slow
     def test_without_its_journal_a_home_reads_the_looks_from_its_runs(
         self, lost: Path, settings_of: SettingsOf
     ) -> None:
@@ -193,6 +194,7 @@ class TestLooks:
         assert verdict["repeated_looks"] == 0
         assert limit_of(verdict) == 0.05
 
+    @pytest.mark.slow
     def test_better_and_still_above_the_threshold_is_said(
         self, home: Path, settings_of: SettingsOf
     ) -> None:

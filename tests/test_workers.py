@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, make_home, script
+from conftest import FULL_SIZE, ROOT, make_home, script
 from fast_module import write_fast_module
 
 from retraining import workers
@@ -145,7 +145,7 @@ class TestDeaths:
     ) -> None:
         """Tried later, with the remedy, which helps."""
         module = write_fast_module(tmp_path, KILLED_IN_FIT)
-        done = script("register_first_model.py", *words(module, 2), home=season)
+        done = script("register_first_model.py", *words(module, 2), home=season, **FULL_SIZE)
         assert done.returncode == 75, done.stderr
         line = done.stderr.splitlines()[-1]
         assert "was killed (SIGKILL(-9)" in line
@@ -153,7 +153,7 @@ class TestDeaths:
         assert "Traceback" not in done.stderr
         *_, flag, number = line.removesuffix(" needs least").split()
         assert flag == "--n-jobs"
-        done = script("register_first_model.py", *words(module, number), home=season)
+        done = script("register_first_model.py", *words(module, number), home=season, **FULL_SIZE)
         assert done.returncode == 0, done.stderr
 
     @pytest.mark.parametrize(

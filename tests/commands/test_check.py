@@ -350,6 +350,7 @@ class TestTheModule:
         assert any(wanted in one for one in findings), findings
         assert all("\n" not in one for one in findings)
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("replaced", "more"),

@@ -102,6 +102,7 @@ class TestCorrect:
             f"new_0{number}.csv" for number in range(1, BATCH + 1)
         ]
 
+    @pytest.mark.slow
     def test_four_corrections_of_one_night(self, home: Path, settings_of: SettingsOf) -> None:
         """All are parked; one command, read from `status`, makes them all."""
         for number in range(1, 5):

@@ -17,6 +17,7 @@ from retraining.outcome import Outcome
 pytestmark = pytest.mark.usefixtures("fast_training")
 
 
+@pytest.mark.slow
 def test_the_versions_of_a_recording(
     home: Path, settings_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

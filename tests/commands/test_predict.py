@@ -225,6 +225,7 @@ class TestAnyModule:
         make_sample(9, "old").drop(columns="quality").to_csv(path, index=False)
         return path
 
+    @pytest.mark.slow
     def test_each_row_has_its_prediction(self, predict: Run, sample: Path) -> None:
         """Without words of its own: file, number of the row, prediction."""
         status, table, said = predict(sample, words=WORDS)

@@ -160,6 +160,7 @@ class TestAPrunedVersion:
         prune(four, 3)
         return four
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.slow
     @pytest.mark.parametrize("edited", [False, True], ids=["as it is", "tags edited away"])
     def test_it_is_never_called_changed(self, pruned: Any, edited: bool) -> None:

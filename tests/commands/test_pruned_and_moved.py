@@ -56,6 +56,7 @@ def known(settings: Any) -> list[Any]:
     return [history(settings), found["versions"], str(refused.value)]
 
 
+@pytest.mark.sampled(0.5)
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["moved", pytest.param("restored", marks=pytest.mark.slow)])
 def test_it_is_told_as_pruned(how: str, pruned: Path, settings_of: SettingsOf) -> None:
@@ -71,6 +72,7 @@ def test_it_is_told_as_pruned(how: str, pruned: Path, settings_of: SettingsOf) -
     assert prune(settings, 1)[-1].startswith("nothing to prune")
 
 
+@pytest.mark.sampled(0.5)
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["moved", "restored"])
 def test_a_home_is_pruned_where_it_went(how: str, home: Path, settings_of: SettingsOf) -> None:
@@ -84,6 +86,7 @@ def test_a_home_is_pruned_where_it_went(how: str, home: Path, settings_of: Setti
     assert known(settings)[2].startswith("version 2 was pruned on ")
 
 
+@pytest.mark.sampled(0.5)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [MODEL_FILE, "MLmodel"])
 def test_another_file_or_version_is_still_missed(

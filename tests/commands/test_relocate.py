@@ -431,6 +431,7 @@ class TestACopyOfANightAtWork:
 class TestLosersAndPredecessors:
     """Only what is in use must be whole."""
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.slow
     @pytest.mark.parametrize(("alias", "fatal"), [("previous_production", True), ("", False)])
     def test_an_old_version_may_be_broken(

@@ -23,9 +23,9 @@ from conftest import (
     GRAIN,
     OLD_SEASON_FILES,
     ROOT,
-    NoCharts,
     copy_home,
     flags_of,
+    leave_charts_out,
     make_home,
     script,
     take_settings_away,
@@ -51,7 +51,6 @@ from retraining.outcome import Outcome
 from retraining.registry import open_registry
 from retraining.registry.facts import FIRST_RUN, TAG_ARTIFACT_HASH, TAG_CYCLE, Manifest
 from retraining.registry.store import create_store
-from retraining.report import page
 from retraining.settings import Settings
 from retraining.text import now
 from retraining.training import load_training_module
@@ -167,8 +166,7 @@ def lived(
     """Live, and live again."""
     folder = tmp_path_factory.mktemp("replayed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "charts", NoCharts())
-        patch.setattr(page, "_chart", lambda _n, _f, said, *_, **__: page.Paragraph(said))
+        leave_charts_out(patch)
         train_small_models(patch)
         home, results = history_of(DOMAINS["stems"], "replayed", live, folder / "home")
         hook = f"touch {folder / 'told'}"
@@ -205,6 +203,7 @@ class TestALife:
         assert figures["share_above"] == sum(error > 10 for error in errors) / len(errors)
 
     @pytest.mark.slow
+    @pytest.mark.sampled(0.5)
     @pytest.mark.usefixtures("fast_training")
     @pytest.mark.parametrize(
         "values",

@@ -13,7 +13,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
-from conftest import BATCH, FAST_WORDS, OLD_SEASON_FILES, ROOT, copy_home, make_home, script
+from conftest import (
+    BATCH,
+    FAST_WORDS,
+    FULL_SIZE,
+    OLD_SEASON_FILES,
+    ROOT,
+    copy_home,
+    make_home,
+    script,
+)
 from relabel import relabel
 from sample_gts import write_recordings
 from sklearn.dummy import DummyRegressor
@@ -35,7 +44,7 @@ MODULE = "train_classification_model.py"
 def promoted_template(registered_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a home whose production, version 2, was trained by a real process."""
     home = copy_home(registered_template, tmp_path_factory.mktemp("promoted") / "home")
-    done = script("pipeline_orchestrator.py", *FAST_WORDS, home=home)
+    done = script("pipeline_orchestrator.py", *FAST_WORDS, home=home, **FULL_SIZE)
     assert done.stdout.startswith("promoted: version 2"), done.stderr
     return home
 
@@ -60,7 +69,9 @@ class TestReproduce:
     ) -> None:
         """Of all predicted probabilities; no file of the home is changed."""
         before = contents(promoted)
-        done = script("pipeline_orchestrator.py", "reproduce", "2", "--json", home=promoted)
+        done = script(
+            "pipeline_orchestrator.py", "reproduce", "2", "--json", home=promoted, **FULL_SIZE
+        )
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
         assert (result["identical"], result["largest_difference"]) == (True, 0)
@@ -84,10 +95,11 @@ class TestReproduce:
         changed = tmp_path / MODULE
         changed.write_text(code.replace(features, "NEIGHBOURS_EACH_SIDE = 1\n"))
         words = ("reproduce", "2", "--training-module", str(changed))
-        done = script("pipeline_orchestrator.py", *words, home=promoted)
+        done = script("pipeline_orchestrator.py", *words, home=promoted, **FULL_SIZE)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("version 2 is reproduced: trained again on 12 recordings")
 
+    @pytest.mark.sampled(0.34)
     @pytest.mark.parametrize(
         ("commands", "recorded"),
         [
@@ -105,12 +117,14 @@ class TestReproduce:
         write_recordings(home / "used_gts", OLD_SEASON_FILES, "old", seed=1)
         for words in commands:
             if words:
-                done = script(*words, home=home)
+                done = script(*words, home=home, **FULL_SIZE)
                 assert done.returncode == 0, done.stderr
             else:
                 (beside,) = (home / "model").glob(f"*{ERRORS_SUFFIX}")
                 beside.unlink()
-        done = script("pipeline_orchestrator.py", "reproduce", "1", "--json", home=home)
+        done = script(
+            "pipeline_orchestrator.py", "reproduce", "1", "--json", home=home, **FULL_SIZE
+        )
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
         assert (result["identical"], result["largest_difference"]) == (True, 0)
@@ -120,16 +134,16 @@ class TestReproduce:
         """By their hash, in used_gts/replaced/ and withdrawn/."""
         relabel(promoted / "used_gts/old_01.csv", promoted / "new_gts/old_01.csv")
         for words in (("correct", "old_01.csv"), ("withdraw", "old_02.csv", "new_01.csv")):
-            done = script("pipeline_orchestrator.py", *words, home=promoted)
+            done = script("pipeline_orchestrator.py", *words, home=promoted, **FULL_SIZE)
             assert done.returncode == 0, done.stderr
-        done = script("pipeline_orchestrator.py", "reproduce", "2", home=promoted)
+        done = script("pipeline_orchestrator.py", "reproduce", "2", home=promoted, **FULL_SIZE)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("version 2 is reproduced: trained again on 12 recordings")
 
     def test_a_first_version_of_unknown_making(self, promoted: Path) -> None:
         """A model smaller than its code makes them: it is said what was tried."""
         words = ("reproduce", "1", "--n-folds", "3")
-        done = script("pipeline_orchestrator.py", *words, home=promoted)
+        done = script("pipeline_orchestrator.py", *words, home=promoted, **FULL_SIZE)
         assert done.returncode == 1, done.stderr
         assert done.stdout.startswith("version 1 is not reproduced: trained again on")
         assert done.stdout.endswith(
@@ -142,7 +156,7 @@ class TestReproduce:
         trap = tmp_path / "trap"
         for code in (promoted / "mlflow_server").rglob(f"code/{MODULE}"):
             code.write_text(f"open({str(trap)!r}, 'w')\n")
-        done = script("pipeline_orchestrator.py", "reproduce", "2", home=promoted)
+        done = script("pipeline_orchestrator.py", "reproduce", "2", home=promoted, **FULL_SIZE)
         assert done.returncode == 1
         assert "the files of version 2 are not those that were registered" in done.stderr
         assert not trap.exists()
@@ -258,7 +272,10 @@ def train_classification_model(folder, *, n_folds, random_state, n_jobs):
 
 
 @pytest.mark.parametrize("made_by", MAKERS)
-@pytest.mark.parametrize(("seed", "apart"), [(7, 0), (9, 2)])
+@pytest.mark.parametrize(
+    ("seed", "apart"),
+    [(7, 0), pytest.param(9, 2, marks=(pytest.mark.slow, pytest.mark.sampled(0.34)))],
+)
 def test_a_packaged_module_of_either_contract_trains(
     made_by: str, seed: int, apart: int, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_home
+from conftest import make_home, train_small_models
 from sample_gts import write_recordings
 from test_json import documented
 
@@ -145,15 +146,25 @@ def change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_bytes()), **values}))
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a home with a pickle of our own training."""
+    home = make_home(tmp_path_factory.mktemp("trained") / "home")
+    write_recordings(home / "used_gts", 5)
+    with pytest.MonkeyPatch.context() as patch:
+        train_small_models(patch)
+        train_first(Settings(home=home, n_jobs=1, n_folds=2))
+    return home
+
+
 @pytest.mark.usefixtures("fast_training")
 class TestKnownErrors:
     """What lies beside a pickle is believed where it belongs to it, and holds no code."""
 
     @pytest.fixture
-    def trained(self, home: Path) -> Path:
-        """Give a home with a pickle of our own training."""
-        train_first(Settings(home=home, n_jobs=1, n_folds=2))
-        return home
+    def trained(self, trained_once: Path, tmp_path: Path) -> Path:
+        """Give a copy of it."""
+        return Path(shutil.copytree(trained_once, tmp_path / "trained"))
 
     def test_it_belongs_to_its_pickle_and_recordings(self, trained: Path) -> None:
         """Every recording by its content, under whatever name."""

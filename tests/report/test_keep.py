@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import BATCH, FAST, OLD_SEASON_FILES, ROOT, copy_home, make_fast_classifier
+from conftest import BATCH, FAST, OLD_SEASON_FILES, ROOT, copy_home
 from sample_gts import write_recordings
 from sample_pages import Reader, read
+from small import make_fast_classifier
 
 import train_classification_model as stems
 from pipeline_orchestrator import run_orchestrator
@@ -154,6 +155,7 @@ class TestOutcomes:
         assert "the files stay in new_gts/" in page.text
         assert "✗ failed" in page.text
 
+    @pytest.mark.sampled(0.34)
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("reason", "values", "spoil"),
@@ -281,6 +283,7 @@ class TestOutcomes:
         errors = [one.mean_error for one in keep.monitored_batches(registry)]
         assert errors == [first, second]
 
+    @pytest.mark.slow
     def test_rejected_files_and_odd_values_are_listed(
         self, home: Path, settings_of: SettingsOf
     ) -> None:
@@ -298,6 +301,7 @@ class TestOutcomes:
         assert "Rejected files that wait to be mended: 1" in page.text
         assert "b" not in {tag for tag, _ in page.tags}
 
+    @pytest.mark.sampled(0.5)
     @pytest.mark.parametrize("threshold", [1, 1000], ids=["judged", "healthy"])
     @pytest.mark.slow
     def test_examples_may_hold_texts(
@@ -324,6 +328,7 @@ class TestOutcomes:
         assert "The most shifted feature is season (distance 1.00)." in text
         assert "Shares of the most frequent values" in text
 
+    @pytest.mark.slow
     def test_a_module_whose_examples_are_rows(
         self, home: Path, settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -7,7 +7,8 @@ never interrupted, and one more run must change nothing.
 
 Usage::
 
-    python tests/tools/crash_sweep.py [--scenario NAME]... [--sample N] [--random N] [--report FILE]
+    python tests/tools/crash_sweep.py [--scenario NAME]... [--sample N [--begin B]] [--random N]
+        [--report FILE]
 
 Without `--sample` every point is tried. Prints one line per scenario and ends with status 1 if
 anything differed.
@@ -52,6 +53,7 @@ from conftest import (
     FAST_WORDS,
     copy_home,
     flags_of,
+    leave_charts_out,
     make_home,
     train_small_models,
     write_home,
@@ -60,6 +62,7 @@ from conftest import (
 from losers import add_loser
 from relabel import relabel, sha256
 from sample_gts import write_recordings
+from sampling import spread
 
 import pipeline_orchestrator
 import register_first_model
@@ -261,7 +264,9 @@ def warm_up() -> None:
     sys.modules["mlflow.utils.requirements_utils"]._init_packages_to_modules_map()
     schema = store._schema_needed()
     store._schema_needed = lambda: schema
-    train_small_models(pytest.MonkeyPatch())
+    patch = pytest.MonkeyPatch()
+    train_small_models(patch)
+    leave_charts_out(patch)
     drift.compare_examples = lambda *_: drift.ChangedData()
 
 
@@ -507,7 +512,9 @@ def differences(scenario: Scenario, twin: dict[str, Any], home: Path) -> list[st
     return found
 
 
-def sweep(scenario: Scenario, folder: Path, sample: int, n_random: int) -> tuple[int, int]:
+def sweep(
+    scenario: Scenario, folder: Path, sample: int, n_random: int, begin: float
+) -> tuple[int, int]:
     """Kill the scenario at its points; return how many were tried and how many differed."""
     twin_home = scenario.copied(folder / "twin" / "home")
     began = time.monotonic()
@@ -518,9 +525,9 @@ def sweep(scenario: Scenario, folder: Path, sample: int, n_random: int) -> tuple
     twin = finish(scenario, twin_home)
     if not all(twin["journal"].values()):
         sys.exit(f"the journal of an uninterrupted home does not vouch for all: {twin['journal']}")
-    step = max(1, n_points // sample) if sample else 1
-    instants = random.Random(0)
-    plans = [(f"point {n}", n, 0.0) for n in range(1, n_points + 1, step)]
+    n_tried = min(sample or n_points, n_points)
+    instants = random.Random(begin)
+    plans = [(f"point {n + 1}", n + 1, 0.0) for n in spread(n_tried, n_points, begin)]
     plans += [
         (f"instant {second:.3f} s", 0, second)
         for second in (instants.uniform(0.001, seconds) for _ in range(n_random))
@@ -725,6 +732,7 @@ def main() -> int:
     parser.add_argument("--scenario", action="append")
     parser.add_argument("--sample", type=int, default=0, help="points per scenario; 0: all")
     parser.add_argument("--random", type=int, default=0, help="random instants per scenario")
+    parser.add_argument("--begin", type=float, default=0, help="turns a sample over, in [0, 1)")
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     warm_up()
@@ -736,9 +744,8 @@ def main() -> int:
             if options.scenario and title not in wanted(options.scenario):
                 continue
             scenario = Scenario(title, getattr(homes, home), commands)
-            tried, differed = sweep(
-                scenario, Path(name) / "sweep" / scenario.name, options.sample, options.random
-            )
+            place = Path(name) / "sweep" / scenario.name
+            tried, differed = sweep(scenario, place, options.sample, options.random, options.begin)
             wrong += differed
             rows.append([scenario.name, tried - options.random, options.random, differed])
     if options.report:

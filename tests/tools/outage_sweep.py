@@ -8,7 +8,8 @@ must be those of a twin that had no outage, and one more run must change nothing
 
 Usage::
 
-    python tests/tools/outage_sweep.py [--sample N] [--at K ...] [--lasting-step N] [--report FILE]
+    python tests/tools/outage_sweep.py [--sample N [--begin B]] [--at K ...]
+        [--lasting-step N] [--report FILE]
 
 Without `--sample` every request is failed in every way once, and every N-th (by default every one)
 from then on as well, which takes some hours. Ends with status 1 if anything differed.
@@ -42,6 +43,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "tools")]
 
 from conftest import DOMAINS, FAST_WORDS, make_home, serve, write_home
 from crash_sweep import Scenario, describe, differences, run_forked, warm_up, write_report
+from sampling import spread
 
 import pipeline_orchestrator
 import register_first_model
@@ -293,13 +295,16 @@ def broken_promises(
     return [*wrong, f"log: {log[-1500:]}"] if wrong else []
 
 
-def plan(n_requests: int, sample: int, only: list[int], lasting_step: int) -> list[Outage]:
+def plan(
+    n_requests: int, sample: int, begin: float, only: list[int], lasting_step: int
+) -> list[Outage]:
     """Return all outages, or a sample that is spread evenly over requests and ways."""
     kinds = [(way, lasting) for lasting in (False, True) for way in WAYS]
     if sample:
+        first = int(begin * len(kinds))
         return [
-            Outage(1 + (2 * i + 1) * n_requests // (2 * sample), *kinds[(4 + 3 * i) % len(kinds)])
-            for i in range(sample)
+            Outage(1 + number, *kinds[(first + 3 * i) % len(kinds)])
+            for i, number in enumerate(spread(sample, n_requests, begin))
         ]
     return [
         Outage(at, way, lasting)
@@ -310,7 +315,7 @@ def plan(n_requests: int, sample: int, only: list[int], lasting_step: int) -> li
 
 
 def sweep(
-    stage: Stage, sample: int, only: list[int], lasting_step: int
+    stage: Stage, sample: int, begin: float, only: list[int], lasting_step: int
 ) -> tuple[list[list[Any]], int, int]:
     """Try the outages; return the report's rows, the number of trials and of differences."""
     stage.reset()
@@ -321,7 +326,7 @@ def sweep(
     twin = describe(stage.home)
     tried: Counter[tuple[str, bool]] = Counter()
     differed, statuses = tried.copy(), Counter[tuple[str, bool, int]]()
-    plans = plan(n_requests, sample, only, lasting_step)
+    plans = plan(n_requests, sample, begin, only, lasting_step)
     for outage in plans:
         kind = outage.way, outage.lasting
         stage.reset()
@@ -356,6 +361,7 @@ def main() -> int:
     """Sweep and return the exit status."""
     parser = argparse.ArgumentParser(description="Fail every request of a cycle.")
     parser.add_argument("--sample", type=int, default=0, help="number of outages; 0: all")
+    parser.add_argument("--begin", type=float, default=0.5, help="turns a sample over, in [0, 1)")
     parser.add_argument("--at", type=int, nargs="*", default=[], help="only these requests")
     parser.add_argument(
         "--lasting-step", type=int, default=1, help="every N-th request also fails from then on"
@@ -369,7 +375,9 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="outage-sweep-") as name,
         make_stage(Path(name)) as stage,
     ):
-        rows, tried, differed = sweep(stage, options.sample, options.at, options.lasting_step)
+        rows, tried, differed = sweep(
+            stage, options.sample, options.begin, options.at, options.lasting_step
+        )
     if options.report:
         columns = ["failure", "how long", "outages", "exit statuses", "differences"]
         write_report(options.report, "make outage-sweep", columns, rows)
