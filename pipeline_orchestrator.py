@@ -81,7 +81,8 @@ def take_in_batch(cycle: Cycle, recorder: Recorder) -> Batch:
             f"{printable(made_by)}.py: name the right one with --training-module; no file was moved"
         )
     quality = {one.name: one.data_quality for one in found.files if one.data_quality}
-    batch = Batch(found.files, found.fingerprint, quality, records.intake_notes(found))
+    notes, judges = records.intake_notes(found), champion.version.run_id
+    batch = Batch(found.files, found.fingerprint, quality, notes, judges=judges)
     return recorder.took_in(cycle, found, batch)
 
 
@@ -117,10 +118,11 @@ def monitor(training: Training, champion: Champion, batch: Batch, decided: Batch
     from retraining.resampling import mean_interval, weighted_mean
 
     errors = _score(training, champion.model, batch)
-    decisive, weights = errors[ERROR].loc[decided.names], decided.selection.weights
+    decisive, weights = decided.with_offsets(errors[ERROR]), decided.selection.weights
     low, high = mean_interval(decisive, _sessions(decided, decisive), weights=weights, at_least=0.0)
-    mean_of_all = weighted_mean(errors[ERROR].loc[batch.names], batch.selection.weights)
-    return Monitoring(errors, weighted_mean(decisive, weights), low, high, mean_of_all)
+    mean = max(weighted_mean(decisive, weights), 0.0)
+    of_all = weighted_mean(batch.with_offsets(errors[ERROR]), batch.selection.weights)
+    return Monitoring(errors, mean, low, high, max(of_all, 0.0))
 
 
 def end_probation(cycle: Cycle) -> Probation | None:
@@ -244,6 +246,7 @@ def compare(cycle: Cycle, challenger: Challenger) -> Verdict:
         pd.Series([held_out[sha256] for sha256 in new.values()], index=list(new), dtype=float),
         threshold=cycle.threshold,
         decided=[weights.get(name, 0.0) for name in window.names],
+        known=cycle.decided.selection.known,
         decide=settings.decide,
         repeated_looks=cycle.past.repeated_looks(
             champion.number, challenger.manifest.digest, cycle.question, window.recordings

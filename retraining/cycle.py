@@ -59,6 +59,8 @@ class Batch:
         What else became of the files in new_gts/, in a sentence each.
     stand_ins
         Name in used_gts/ -> the file that would take its place, in a dry run.
+    judges
+        Run id of the production that is judged on them.
     """
 
     files: tuple[GroundTruthFile, ...]
@@ -66,6 +68,7 @@ class Batch:
     data_quality: Mapping[str, str]
     notes: Sequence[str] = ()
     stand_ins: Mapping[str, Path] = field(default_factory=dict)
+    judges: str = ""
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -89,13 +92,18 @@ class Batch:
 
     @property
     def selection(self) -> Selection:
-        """How they came to be checked, and what each weighs in their mean."""
-        return Selection.of([one.mark for one in self.files])
+        """How they came to be checked, and what each weighs in production's mean error."""
+        return Selection.of([one.mark for one in self.files], self.judges)
 
     @property
     def weights(self) -> dict[str, float]:
         """Name -> what it weighs in the mean over all."""
         return dict(zip(self.names, self.selection.weights or [1.0] * len(self.files), strict=True))
+
+    def with_offsets(self, errors: pd.Series[float]) -> pd.Series[float]:
+        """Return the errors of these recordings as they stand for their pool in a mean."""
+        mine, offsets = errors.loc[self.names], self.selection.offsets
+        return mine if offsets is None else mine + offsets
 
     @property
     def a_night(self) -> float:

@@ -219,6 +219,7 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     sessions: Sequence[str] | None = None,
     threshold: float | None = None,
     decided: Sequence[float] | None = None,
+    known: float = 0.0,
     decide: str = "point",
     significance: float = 0.05,
     repeated_looks: int = 0,
@@ -249,6 +250,8 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
         On which of the recordings it had to, shape (n_recordings,): how much each weighs in their
         mean, 0 for one that did not decide (false), 1 (true) where all weigh the same. None: on
         all of them.
+    known
+        What is added to that mean: by how much that of a whole pool is known to differ from it.
     decide
         "point": their mean had to; "bound": the lower end of its 95 % interval.
     significance
@@ -301,7 +304,8 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
     mean = round(float(differences.mean()), DIGITS)
     independent = by_session(differences, sessions)
     effective = look_significance(significance, repeated_looks)
-    night = _night(threshold, decided, decide, len(champion))
+    limit = None if threshold is None else threshold - known
+    night = _night(limit, decided, decide, len(champion))
     p_value, unconditional = sign_flip_p_values(champion, challenger, sessions, night, effective)
     remembers, loss_bound = _remembers(
         used_errors, used_sessions, max_regression, significance, unit
@@ -333,7 +337,7 @@ def judge(  # noqa: PLR0913 - one keyword per criterion reads better than a bag 
             "recordings_needed": needed if not window or (needed or 0) <= window else None,
         }
     low, high = mean_interval(differences, sessions)
-    on_decided = weighted_mean(challenger, _weights(decided, len(champion)))
+    on_decided = max(weighted_mean(challenger, _weights(decided, len(champion))) + known, 0.0)
     is_above = threshold is not None and on_decided > threshold
     return Verdict(
         criteria=criteria,

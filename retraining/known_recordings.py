@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -404,9 +404,10 @@ def remember_listed(
     training: Training,
     read: KnownRecordings,
     *,
-    pool: int,
+    pool: Mapping[str, float | None],
     chosen: Collection[str],
     random: Collection[str],
+    run_id: str,
 ) -> None:
     """Remember what was listed for checking; the caller holds the home's lock.
 
@@ -414,7 +415,10 @@ def remember_listed(
     ----------
     read
         Holds the observations of what was listed.
-    pool, chosen, random
+    pool
+        SHA-256 of the recordings that the list was made from -> estimated error, None where
+        nobody could tell.
+    chosen, random, run_id
         See `marks.Triaged`.
     """
     contents = [*chosen, *random]
@@ -426,7 +430,13 @@ def remember_listed(
     # A crash between the two leaves sketches that nothing refers to.
     known.save()
     identities = [read.identity(one) for one in contents]
-    Journal(home).append(Triaged(pool, [*chosen], [*random], identities, who(), now()))
+    listed = Triaged(len(pool), [*chosen], [*random], identities, who(), now(), run_id=run_id)
+    told = [one for one in pool.values() if one is not None]
+    if len(told) == len(pool):
+        estimates = [pool[one] or 0.0 for one in contents]
+        mean = sum(told) / len(told)
+        listed = replace(listed, estimates=estimates, pool_estimate=mean)
+    Journal(home).append(listed)
 
 
 Reading = Callable[[str], Observations | None]

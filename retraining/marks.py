@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from retraining.journal import Entry, Memory
@@ -30,6 +30,11 @@ class Triaged(Entry):
         SHA-256 of the contents that were listed.
     identities
         Digests of their observations, the chosen ones first: a labelled file has other bytes.
+    estimates, pool_estimate
+        Estimated errors of the listed ones, in the same order, and their mean over the pool; empty
+        and None where nobody could tell.
+    run_id
+        Of the production that estimated them.
     """
 
     KIND: ClassVar[str] = "triaged"
@@ -39,6 +44,9 @@ class Triaged(Entry):
     identities: list[str]
     who: str
     at: str
+    estimates: list[float] = field(default_factory=list)
+    pool_estimate: float | None = None
+    run_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,18 @@ class Mark:
         Recordings that the list was made from, and those of them that were chosen.
     identity
         Digest of its observations.
+    easier_by
+        By how much the pool's mean estimate was above its own; None where nobody could tell.
+    run_id
+        Of the production that estimated them.
     """
 
     how: str
     pool: int
     n_chosen: int
     identity: str = ""
+    easier_by: float | None = None
+    run_id: str = ""
 
 
 def marks(memory: Memory) -> dict[str, Mark]:
@@ -67,9 +81,13 @@ def marks(memory: Memory) -> dict[str, Mark]:
     for one in memory.all(Triaged):
         hows = [CHOSEN] * len(one.chosen) + [RANDOM] * len(one.random)
         contents = zip([*one.chosen, *one.random], hows, one.identities, strict=True)
-        for sha256, how, identity in contents:
+        for place, (sha256, how, identity) in enumerate(contents):
+            easier_by = None
+            if one.pool_estimate is not None and place < len(one.estimates):
+                easier_by = one.pool_estimate - one.estimates[place]
+            mark = Mark(how, one.pool, len(one.chosen), identity, easier_by, one.run_id)
             found.pop(sha256, None)
-            found[sha256] = Mark(how, one.pool, len(one.chosen), identity)
+            found[sha256] = mark
     return found
 
 
@@ -87,6 +105,8 @@ class Selection:
         One for each; None where all weigh the same.
     lacks_chosen
         Whether lists chose some, and none of those is among them.
+    offsets
+        What is added to the error of each before the mean is taken; None for nothing.
     """
 
     n_chosen: int = 0
@@ -95,10 +115,16 @@ class Selection:
     pools: tuple[int, ...] = ()
     weights: tuple[float, ...] | None = None
     lacks_chosen: bool = False
+    offsets: tuple[float, ...] | None = None
 
     @classmethod
-    def of(cls, found: Sequence[Mark | None]) -> Selection:
+    def of(cls, found: Sequence[Mark | None], run_id: str = "") -> Selection:
         """Weigh recordings, one mark or None for each.
+
+        Parameters
+        ----------
+        run_id
+            Of production, whose errors are to be weighed.
 
         Notes
         -----
@@ -107,9 +133,15 @@ class Selection:
         (C + R) (1 - f) / R, one on no list 1. Without either of them nothing stands for the rest:
         then all weigh the same.
 
+        The pool's mean estimate is known without a label. Where this very production made it, only
+        by how much errors differ from their estimates is weighed, and that mean is added: what a
+        recording is known to be easier by than its pool is its offset. Neither makes the mean of
+        all nights another one; the second makes few recordings scatter less.
+
         References
         ----------
-        W. G. Cochran, "Sampling Techniques", 3rd edition, 1977, chapter 5.
+        W. G. Cochran, "Sampling Techniques", 3rd edition, 1977, chapters 5 and 7 (the difference
+        estimator).
         """
         listed = [one for one in found if one is not None]
         n_chosen = sum(one.how == CHOSEN for one in listed)
@@ -126,7 +158,19 @@ class Selection:
         }
         weights = tuple(1.0 if one is None else weight_of[one.how] for one in found)
         alike = all(math.isclose(one, weights[0]) for one in weights)
-        return cls(*counts, pools, None if alike else weights)
+        offsets = None
+        if run_id and all(one.easier_by is not None and one.run_id == run_id for one in listed):
+            offsets = tuple(0.0 if one is None else one.easier_by or 0.0 for one in found)
+        return cls(*counts, pools, None if alike else weights, offsets=offsets)
+
+    @property
+    def known(self) -> float:
+        """Return what the offsets add to the mean."""
+        if self.offsets is None:
+            return 0.0
+        weights = self.weights or [1.0] * len(self.offsets)
+        both = zip(weights, self.offsets, strict=True)
+        return sum(weight * offset for weight, offset in both) / sum(weights)
 
     @property
     def is_listed(self) -> bool:
@@ -141,7 +185,8 @@ class Selection:
         if self.n_chosen and self.n_random:
             ones = f"{self.n_chosen} chosen and {random}"
             others = f" and {self.n_unlisted} that no list named" if self.n_unlisted else ""
-            return f"estimated for {self._pool} from {ones}{others}"
+            and_estimates = "" if self.offsets is None else ", and the estimates of all"
+            return f"estimated for {self._pool} from {ones}{others}{and_estimates}"
         if self.n_chosen:
             return (
                 f"this batch was selected: {chosen} of a list {of_chosen} in it and no random one, "
@@ -171,6 +216,7 @@ class Selection:
             "unlisted": self.n_unlisted,
             "pools": [*self.pools],
             "weighted": self.weights is not None,
+            "assisted": self.offsets is not None,
         }
 
 

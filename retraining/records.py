@@ -133,19 +133,13 @@ def look(cycle: Cycle, challenger: Challenger, verdict: Verdict) -> Look:
     """Return what is remembered of a comparison, whatever becomes of it."""
     from retraining.resampling import mean_interval, weighted_mean
 
-    window, decided = cycle.window, cycle.decided
-    production, weights = cycle.errors[ERROR].loc[window.names], window.selection.weights
-    held_out, weight_of = challenger.out_of_fold, decided.weights
-    rival = [
-        (held_out[sha256], weight_of[name])
-        for name, sha256 in decided.hashes.items()
-        if sha256 in held_out
-    ]
+    window = cycle.window
+    production, weights = window.with_offsets(cycle.errors[ERROR]), window.selection.weights
     return Look(
         **_asked(cycle),
         learnt=challenger.manifest.digest,
         compared=window.recordings,
-        mean_error=weighted_mean(production, weights),
+        mean_error=max(weighted_mean(production, weights), 0.0),
         mean_error_low=mean_interval(
             production,
             [window.sessions[name] for name in window.names],
@@ -153,10 +147,9 @@ def look(cycle: Cycle, challenger: Challenger, verdict: Verdict) -> Look:
             at_least=0.0,
         )[0],
         challenger=challenger.version.number if challenger.version else 0,
-        challenger_mean_error=sum(error * weight for error, weight in rival)
-        / sum(weight for _, weight in rival),
+        challenger_mean_error=verdict.challenger_mean_error_decided,
         threshold=cycle.threshold,
-        decided=decided.recordings,
+        decided=cycle.decided.recordings,
         promote=verdict.promote,
         at=now(),
     )

@@ -324,7 +324,8 @@ def _estimated(
     first = worst(window)[:SHOWN_FIRST]
     alarm = _alarm(found, first)
     logger.warning("%s", alarm)
-    _mark(settings, estimator.training, first, len(seen))
+    pool = [one.found for one in seen if one.found is not None]
+    _mark(settings, estimator.training, first, pool, champion.version.run_id)
     return dataclasses.replace(found, alarm=alarm)
 
 
@@ -334,7 +335,11 @@ def _mean_of(shares: Iterable[float | None]) -> float | None:
 
 
 def _mark(
-    settings: Settings, training: Training, first: Sequence[RecordingEstimate], n_seen: int
+    settings: Settings,
+    training: Training,
+    first: Sequence[RecordingEstimate],
+    seen: Iterable[RecordingEstimate],
+    run_id: str,
 ) -> None:
     """Remember that these were chosen for their difficulty: people may check just them.
 
@@ -354,7 +359,15 @@ def _mark(
                 rows = training.parse_unlabelled(content, path.name)
                 read.add([(sha256, observe(training, rows))], UNCHECKED)
     if new:
-        remember_listed(settings.home, training, read, pool=n_seen, chosen=[*new], random=())
+        remember_listed(
+            settings.home,
+            training,
+            read,
+            pool={one.sha256: one.error for one in seen},
+            chosen=[*new],
+            random=(),
+            run_id=run_id,
+        )
 
 
 def _alarm(found: Estimated, first: Collection[RecordingEstimate]) -> str:

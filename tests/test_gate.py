@@ -361,6 +361,15 @@ class TestGivenTheNight:
         same = judge(champion, challenger, threshold=17.3, decided=[True] * 10).as_dict()
         assert judge(champion, challenger, threshold=17.3, decided=[1.0] * 10).as_dict() == same
 
+    def test_what_is_known_beside_the_errors_counts_in_the_condition(self) -> None:
+        """Three points more on both sides of the threshold are the same night."""
+        champion, challenger = [40.0] * 5 + [12.0] * 5, [0.0] * 5 + [11.0] * 5
+        weights = [0.5] * 5 + [2.0] * 5
+        told = judge(champion, challenger, threshold=20.3, known=3.0, decided=weights)
+        assert told.p_value == 1 / 6
+        assert told.challenger_mean_error_decided == pytest.approx(3 + 11 * 10 / 12.5)
+        assert told.champion_mean_error == 26
+
     @pytest.mark.parametrize(
         ("threshold", "decided", "still_above"),
         [(15, None, None), (9.9, None, 9.9), (10, None, None), (9.9, [False] + [True] * 9, 9.9)],

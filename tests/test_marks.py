@@ -79,6 +79,7 @@ class TestWeights:
             "unlisted": 1,
             "pools": [120],
             "weighted": True,
+            "assisted": False,
         }
 
     def test_the_mean_of_a_pool_is_met_in_the_mean(self) -> None:
@@ -97,6 +98,58 @@ class TestWeights:
         standard_error = np.std(weighted) / np.sqrt(2000)
         assert np.mean(weighted) == pytest.approx(pool.mean(), abs=4 * standard_error)
         assert np.mean(plain) > pool.mean() + 3
+
+
+class TestEstimates:
+    """What is known of a pool without a label."""
+
+    def test_only_what_errors_differ_from_their_estimates_is_weighed(self) -> None:
+        """A pool of mean estimate 10; errors of 1 above their estimates make a mean of 11."""
+        estimates = [30.0, 28.0, 9.0, 5.0]
+        hows = [CHOSEN, CHOSEN, RANDOM, RANDOM]
+        found = [
+            Mark(how, 40, 4, "", 10 - estimate, "run")
+            for how, estimate in zip(hows, estimates, strict=True)
+        ]
+        told = Selection.of([*found, None], "run")
+        assert told.offsets == (-20, -18, 1, 5, 0)
+        errors = np.array([31.0, 29.0, 10.0, 6.0, 11.0])
+        assert weighted_mean(errors + np.array(told.offsets), told.weights) == pytest.approx(11)
+        assert told.known == pytest.approx(11 - weighted_mean(errors, told.weights))
+        assert told.in_words.endswith("and 1 that no list named, and the estimates of all")
+
+    @pytest.mark.parametrize("run_id", ["", "another run"])
+    def test_those_of_another_production_are_not_used(self, run_id: str) -> None:
+        """Its errors are others; nor where one of the listed ones has none."""
+        found = [Mark(CHOSEN, 40, 4, "", -20.0, "run"), Mark(RANDOM, 40, 4, "", 1.0, "run")]
+        assert Selection.of(found, run_id).offsets is None
+        assert Selection.of([*found, Mark(RANDOM, 40, 4)], "run").offsets is None
+        assert Selection.of(found, run_id).known == 0
+
+    def test_the_mean_scatters_less_and_stays_the_same(self) -> None:
+        """2,000 lists of 10 of 60, estimates that are right but for a third."""
+        random = np.random.default_rng(0)
+        pool = random.gamma(2, 4, 60)
+        guess = pool * random.lognormal(0, 0.35, 60)
+        chosen = np.argsort(-guess)[:7]
+        rest = np.setdiff1d(np.arange(60), chosen)
+        plain, assisted = [], []
+        for _ in range(2000):
+            checked = [*chosen, *random.choice(rest, 3, replace=False)]
+            found = Selection.of(
+                [
+                    Mark(
+                        CHOSEN if at in chosen else RANDOM, 60, 7, "", guess.mean() - guess[at], "r"
+                    )
+                    for at in checked
+                ],
+                "r",
+            )
+            plain.append(weighted_mean(pool[checked], found.weights))
+            assisted.append(weighted_mean(pool[checked] + np.array(found.offsets), found.weights))
+        error = np.std(assisted) / np.sqrt(2000)
+        assert np.mean(assisted) == pytest.approx(pool.mean(), abs=4 * error)
+        assert np.std(assisted) < 0.7 * np.std(plain)
 
 
 def test_the_newest_mark_counts() -> None:

@@ -272,6 +272,7 @@ class _Pool:
     estimator: Estimator
     family: Family
     known: Sequence[pd.Series[float]]
+    run_id: str
     found: dict[str, RecordingEstimate] = field(default_factory=dict)
     summaries: dict[str, pd.Series[float] | None] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -297,6 +298,7 @@ class _Pool:
             Estimator(training, registry.models.load(champion, training), calibration),
             family,
             _summaries(settings, training, own),
+            champion.run_id,
         )
 
     def read(self, settings: Settings, paths: Sequence[Path]) -> None:
@@ -415,7 +417,8 @@ def _remember(settings: Settings, pool: _Pool, listed: Sequence[Listed]) -> None
             settings.home,
             pool.training,
             pool.family.known,
-            pool=len(pool.found),
+            pool={sha256: one.error for sha256, one in pool.found.items()},
+            run_id=pool.run_id,
             chosen=contents[CHOSEN],
             random=contents[RANDOM],
         )

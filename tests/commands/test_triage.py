@@ -265,7 +265,7 @@ class TestMarks:
         known = KnownRecordings.of(home, training)
         taken = intake.take_in(settings, training, known, journal.read(), intake.Learnt())
         (mark,) = [one.mark for one in taken.files if one.name == path.name]
-        assert mark == Mark(CHOSEN, 4, 1, first.identities[0])
+        assert mark == Mark(CHOSEN, 4, 1, first.identities[0], None, first.run_id)
         again = Triaged(3, [], first.chosen, first.identities[:1], "ann", "later")
         later = journal.read().and_then(again)
         known = KnownRecordings.of(home, training)
@@ -360,6 +360,7 @@ class TestMonitoring:
             "unlisted": 0,
             "pools": [12],
             "weighted": True,
+            "assisted": False,
         }
         told = "estimated for the pool of 12 from 4 chosen and 2 random recordings"
         assert document["message"].endswith(told)
