@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOME_FOLDER ?= .
 PORT ?= 5000
 
-.PHONY: help contract-table figures demo test test-slow lowest bench life-simulation real-splits drift-halves screenshots crash-sweep outage-sweep long-life check lint format server clean
+.PHONY: help contract-table figures demo test test-slow lowest bench life-simulation real-splits drift-halves before-labels screenshots crash-sweep outage-sweep long-life check lint format server clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -37,6 +37,9 @@ real-splits: $(VENV)/.development ## the gate's verdicts on real models; the res
 
 drift-halves: $(VENV)/.development ## how often chance looks like a change of the data; the result goes to docs/drift_halves.md
 	$(BIN)/python tests/tools/drift_halves.py --report docs/drift_halves.md
+
+before-labels: $(VENV)/.development ## every figure of what is told before labels come; the result goes to docs/before_labels_figures.md (half an hour)
+	$(BIN)/python tests/tools/before_labels.py --errors-allowed 2 --report docs/before_labels_figures.md
 
 lowest: $(VENV)/.development ## a few tests with the lowest versions that the requirements allow, and with other Pythons at hand
 	$(BIN)/python tests/tools/lowest.py

@@ -125,13 +125,15 @@ class Calibration:
             ),
         )
 
-    def mean_error(self, expected: Sequence[float]) -> Estimate:
+    def mean_error(self, expected: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
         """Estimate the mean error of recordings of which a model expects that.
 
         Parameters
         ----------
         expected
             Shape (n_recordings,), at least one: `error` of `Training.expected_errors`.
+        confidence
+            Of both ends of the interval together.
 
         Notes
         -----
@@ -147,7 +149,7 @@ class Calibration:
             float(x.mean()) * self.scale_deviation,
             self.scatter * math.sqrt(float((x**2).sum())) / len(x),
         )
-        half = stats.t.isf((1 - CONFIDENCE) / 2, self.n_sessions - 1) * deviation / mean
+        half = stats.t.isf((1 - confidence) / 2, self.n_sessions - 1) * deviation / mean
         return Estimate(mean, mean * math.exp(-half), mean * math.exp(half), len(x))
 
     def count_interval(self, count: float, spread: float) -> tuple[int, int] | None:

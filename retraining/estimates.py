@@ -225,9 +225,9 @@ class Estimator:
         found = kinds_of(self.training.data_quality_note(rows))
         return [text for kind, text in found.items() if kind not in learnt]
 
-    def mean(self, found: Iterable[RecordingEstimate]) -> Estimate | None:
-        """Estimate the mean error of recordings; None where nobody can."""
+    def mean(self, found: Iterable[RecordingEstimate], **confidence: float) -> Estimate | None:
+        """Estimate the mean error of recordings, as `Calibration.mean_error`; None: nobody can."""
         expected = [one.expected for one in found if one.expected is not None]
         if self.calibration is None or not expected:
             return None
-        return self.calibration.mean_error(expected)
+        return self.calibration.mean_error(expected, **confidence)

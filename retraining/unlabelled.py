@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 INDEX_NAME = ".pipeline_estimates"
 FEWEST_RECORDINGS = 5
 """Fewer are no alarm: one odd recording is none of production."""
+ALARMING = 0.5
+"""Confidence of the interval whose lower end alarms. By that of 95 %, a truly degraded production
+is found in hardly any life of two more months; by this one there is no false alarm to speak of
+either, and what it costs is to check a few recordings (docs/before_labels_figures.md)."""
 SHOWN_FIRST = 5
 MOST_A_NIGHT = 500
 """Files, the newest first: after a promotion the window is estimated at once, the rest later."""
@@ -132,8 +136,8 @@ def is_alarming(estimate: Estimate, threshold: float, *, was_alarming: bool) -> 
 
     Notes
     -----
-    It begins when the lower end of the interval is above the threshold, and ends when the mean is
-    not: an alarm that comes and goes is not heard.
+    It begins when the lower end of the interval, one of confidence `ALARMING`, is above the
+    threshold, and ends when the mean is not: an alarm that comes and goes is not heard.
     """
     if was_alarming:
         return estimate.mean > threshold
@@ -316,7 +320,8 @@ def _estimated(
         n_unlike=sum(bool(one.unlike) for one in window),
     )
     was_alarming = before is not None and bool(before.alarm)
-    if mean is None or not is_alarming(mean, threshold, was_alarming=was_alarming):
+    likely = estimator.mean(window, confidence=ALARMING)
+    if likely is None or not is_alarming(likely, threshold, was_alarming=was_alarming):
         return found
     if before is not None and before.alarm:
         # The sentence of the night on which it began: the same alarm is not told twice.

@@ -14,6 +14,7 @@ Usage::
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class Season:
     score: float
 
 
+STEM = Season(speed=1, area=1, rows=1, score=0)
 SEASONS = {
     "old": Season(speed=0.45, area=0.4, rows=0.65, score=-0.12),
     "new": Season(speed=2.0, area=2.3, rows=1.5, score=0.06),
@@ -62,6 +64,22 @@ def make_recording(seed: int, season: str = "old", n_tracks: int | None = None) 
         Counted tracks; 27 to 120 by default.
     """
     random = np.random.default_rng([seed, sorted(SEASONS).index(season)])
+    return draw_recording(random, lambda is_stem: STEM if is_stem else SEASONS[season], n_tracks)
+
+
+def draw_recording(
+    random: np.random.Generator, factor: Callable[[bool], Season], n_tracks: int | None = None
+) -> pd.DataFrame:
+    """Return one recording.
+
+    Parameters
+    ----------
+    random, n_tracks
+        As for `make_recording`.
+    factor
+        Returns how a track differs from what is usual in its recording; called once for each, with
+        whether it is a stem.
+    """
     n_tracks = n_tracks or int(np.clip(random.lognormal(np.log(58), 0.35), 27, 120))
     scale = random.lognormal(0, 0.35)
     speed = random.lognormal(np.log(24), 0.3)
@@ -69,37 +87,19 @@ def make_recording(seed: int, season: str = "old", n_tracks: int | None = None) 
     is_stem = random.random(n_tracks) < random.uniform(*SHARE_OF_STEMS)
     starts = np.cumsum(random.lognormal(np.log(69), 0.4, n_tracks)).astype(int)
     identities = np.cumsum(random.integers(1, 40, n_tracks))
-    tracks = [
-        _track(random, SEASONS[season], stem=bool(stem), scale=scale, speed=speed).assign(
-            object_id=identity, ground_truth=stem
-        )
-        for stem, identity in zip(is_stem, identities, strict=True)
-    ]
-    for track, start in zip(tracks, starts, strict=True):
-        track["frames"] += start
-        if direction < 0:
-            track["centroids_x"] = IMAGE_WIDTH - track["centroids_x"]
-    table = pd.concat(tracks, ignore_index=True)
-    table["counted"] = True
-    return table[
-        [
-            "object_id",
-            "centroids_x",
-            "centroids_y",
-            "aspect_ratio",
-            "area",
-            "frames",
-            "scores",
-            "counted",
-            "ground_truth",
-        ]
-    ]
+    tracks = [_track(random, factor(bool(stem)), scale=scale, speed=speed) for stem in is_stem]
+    lengths = [len(track["frames"]) for track in tracks]
+    columns = {name: np.concatenate([track[name] for track in tracks]) for name in tracks[0]}
+    columns["frames"] += np.repeat(starts, lengths)
+    if direction < 0:
+        columns["centroids_x"] = IMAGE_WIDTH - columns["centroids_x"]
+    table = pd.DataFrame({"object_id": np.repeat(identities, lengths), **columns})
+    return table.assign(counted=True, ground_truth=np.repeat(is_stem, lengths))
 
 
 def _track(
-    random: np.random.Generator, season: Season, *, stem: bool, scale: float, speed: float
-) -> pd.DataFrame:
-    factor = Season(1, 1, 1, 0) if stem else season
+    random: np.random.Generator, factor: Season, *, scale: float, speed: float
+) -> dict[str, np.ndarray]:
     low, middle, high = ROWS_OF_A_TRACK
     n_rows = int(np.clip(random.lognormal(np.log(middle * factor.rows), 0.25), low // 4, high * 2))
     frames = np.flatnonzero(random.random(int(n_rows * 1.1) + 2) < 0.93)[:n_rows]
@@ -113,16 +113,14 @@ def _track(
     scores = np.clip(
         random.normal(0.7 + factor.score, 0.07) + random.normal(0, 0.08, len(frames)), 0.1, 0.95
     )
-    return pd.DataFrame(
-        {
-            "centroids_x": x.round(),
-            "centroids_y": y.round(),
-            "aspect_ratio": aspect.clip(0, 12).round(4),
-            "area": area.round(),
-            "frames": frames - frames[0],
-            "scores": scores.round(2),
-        }
-    )
+    return {
+        "centroids_x": x.round(),
+        "centroids_y": y.round(),
+        "aspect_ratio": aspect.clip(0, 12).round(4),
+        "area": area.round(),
+        "frames": frames - frames[0],
+        "scores": scores.round(2),
+    }
 
 
 def write_recordings(
