@@ -36,7 +36,7 @@ from life_simulation import Figure
 from scipy import stats
 from threadpoolctl import threadpool_limits
 from triage_replays import (
-    ASSISTED,
+    ALONE,
     AT_RANDOM,
     ORDERS,
     TRIAGE,
@@ -514,10 +514,9 @@ def replays(options: argparse.Namespace) -> Section:
         "--threshold 5`, by the small forest. degraded: a third of the recordings is much noisier, "
         "and production truly errs by more than 10 %; healthy: nothing changed, in a hard season, "
         "and it errs by less. Where it is never replaced, all labels count. The first look is the "
-        "one at the first recordings that suffice. Two rules are none of the product: assisted "
-        "adds what is known of the estimates of the whole season, so that only how errors differ "
-        "from them is weighed; wide lets the newest 30 decide, and stand for the pool of their "
-        "first list.",
+        "one at the first recordings that suffice. Two rules are none of the product: weights "
+        "alone leaves out what is estimated of the pool; wide lets the newest 30 decide, and stand "
+        "for the pool of their first list.",
         findings,
     )
 
@@ -541,14 +540,14 @@ def _of_replays(
         retrained = Figure.ratio(column(order, "retrainings"), column(order, "looks"))
         findings.append(share(f"{name}: looks that retrain, {order}", retrained))
     if is_degraded:
-        for order in (TRIAGE, ASSISTED, WIDE):
+        for order in (TRIAGE, ALONE, WIDE):
             ratio = Figure.ratio(column(order, "labels"), column(AT_RANDOM, "labels"))
             least = LEAST_SAVED if name == asks and order == TRIAGE else -np.inf
             saved = Figure(1 - ratio.value, ratio.error)
             findings.append(share(f"{name}: labels saved by {order}", saved, least))
     for order, field, what in (
-        (TRIAGE, "measured", "weighted, with the random share"),
-        (ASSISTED, "measured", "assisted"),
+        (TRIAGE, "measured", "with the random share and the estimates"),
+        (ALONE, "measured", "by the weights of the random share alone"),
         (WIDE, "measured", "wide"),
         (TRIAGE, "unweighted", "unweighted"),
         (TRIAGE, "chosen_alone", "of the chosen ones alone"),

@@ -9,7 +9,7 @@ decision and gate are the product's own; the forest is a small one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -29,13 +29,13 @@ from retraining.windows import newest
 SEASON, POOL, LEARNT = 100, 250, 30
 MOST_SEASONS = 5
 """That are drawn for each replay that counts."""
-TRIAGE, ASSISTED, AT_RANDOM = "triage", "triage, assisted", "at random"
+TRIAGE, ALONE, AT_RANDOM = "triage", "triage, weights alone", "at random"
 WIDE = "triage, wide"
-ORDERS = (TRIAGE, ASSISTED, WIDE, AT_RANDOM)
-"""Orders of checking, and rules that the product does not have. Assisted: the mean of the estimates
-of the whole season is known, so only what the errors differ from them is weighed (the difference
-estimator, W. G. Cochran, "Sampling Techniques", 1977, chapter 7). Wide: all that are compared
-decide, and stand for the pool of their first list: what is chosen early is not forgotten."""
+ORDERS = (TRIAGE, ALONE, WIDE, AT_RANDOM)
+"""Orders of checking, and rules that the product does not have. Weights alone: nothing is known of
+the pool but the errors. Wide: all that are compared decide, and stand for the pool of their first
+list: what is chosen early is not forgotten."""
+_RUN = "production"
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,20 @@ class Replay:
         known += [self._season[number].summary for number in checked]
         picks = pick(candidates, known, self._rules.a_night, self._rules.random_share)
         n_chosen = sum(one.how == CHOSEN for one in picks)
-        return [(rest[one.place], Mark(one.how, len(rest), n_chosen)) for one in picks]
+        mean = float(np.mean([self._expected[number] for number in rest]))
+        return [
+            (
+                rest[one.place],
+                Mark(
+                    one.how,
+                    len(rest),
+                    n_chosen,
+                    easier_by=mean - self._expected[rest[one.place]],
+                    run_id=_RUN,
+                ),
+            )
+            for one in picks
+        ]
 
     def _judge(
         self,
@@ -179,12 +192,8 @@ class Replay:
         found = [marks[int(place)] for place in decided]
         if is_wide:
             found = _of_one_list(found)
-        selection = Selection.of(found)
-        known = 0.0
-        if order == ASSISTED:
-            estimates = np.array(self._expected)
-            of_checked = estimates[np.array(checked)[decided]]
-            known = float(estimates.mean()) - weighted_mean(of_checked, selection.weights)
+        selection = Selection.of(found, "" if order == ALONE else _RUN)
+        known = selection.known
         mean = weighted_mean(champion[decided], selection.weights) + known
         if not done.looks:
             done.measured, done.unweighted = mean, float(champion[decided].mean())
@@ -199,10 +208,10 @@ class Replay:
         weights = np.zeros(len(checked))
         weights[decided] = 1.0 if selection.weights is None else selection.weights
         window = np.flatnonzero(newest(nights, max(rules.window, len(decided))))
-        return self._is_promoted(checked, window, weights[window], rules.threshold - known)
+        return self._is_promoted(checked, window, weights[window], known)
 
     def _is_promoted(
-        self, checked: Sequence[int], window: np.ndarray, weights: np.ndarray, threshold: float
+        self, checked: Sequence[int], window: np.ndarray, weights: np.ndarray, known: float
     ) -> bool:
         new = [self._season[number].examples for number in checked]
         old = [one.examples for one in self._learnt]
@@ -220,8 +229,9 @@ class Replay:
         return gate.judge(
             self._champion[numbers[window]],
             challenger[window],
-            threshold=threshold,
+            threshold=self._rules.threshold,
             decided=weights.tolist(),
+            known=known,
             no_model_errors=self._no_model[numbers[window]],
             used_errors=used,
         ).promote
@@ -232,7 +242,7 @@ def _of_one_list(found: Sequence[Mark | None]) -> list[Mark | None]:
     listed = [one for one in found if one is not None]
     n_chosen = sum(one.how == CHOSEN for one in listed)
     pool = max(one.pool for one in listed)
-    return [Mark(one.how, pool, n_chosen) for one in listed]
+    return [replace(one, pool=pool, n_chosen=n_chosen) for one in listed]
 
 
 def replay_all(
