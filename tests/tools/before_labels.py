@@ -161,6 +161,35 @@ class NextSeason:
         )
 
 
+def draw_next_season(path: Path) -> None:
+    """Draw what is estimated of the newer real season beside its errors."""
+    from matplotlib.figure import Figure as Drawing
+
+    old, new = real_recordings()
+    trained = trained_on(old, FIRST_SEED)
+    estimator = Estimator(module(), trained.model, calibrated(trained))
+    rows = [module().parse(one.read_bytes(), one.name) for one in new]
+    errors = module().errors(trained.model, rows)[ERROR].to_numpy()
+    found = [
+        estimator.of(one, path.name, "").error or 0.0 for one, path in zip(rows, new, strict=True)
+    ]
+    figure = Drawing(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    largest = 1.08 * max(*errors, *found)
+    axes.plot([0, largest], [0, largest], color="#8c959f", linestyle=(0, (4, 3)), linewidth=1)
+    axes.scatter(found, errors, color="#b84f00")
+    axes.axhline(errors.mean(), color="#b84f00", linewidth=0.8)
+    axes.axvline(np.mean(found), color="#59636e", linewidth=0.8)
+    axes.set(
+        xlabel=f"estimated error before labels, % (mean {np.mean(found):.1f})",
+        ylabel=f"error when the labels came, % (mean {errors.mean():.1f})",
+        xlim=(0, largest),
+        ylim=(0, largest),
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
 def _covered_without_itself(trained: TrainedModel) -> float:
     """Return how many counts out of fold lie in the interval of a calibration by all others."""
     expected, errors = expected_of(trained), trained.out_of_fold
@@ -634,8 +663,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--errors-allowed", type=float, default=0.0, help="standard errors that a goal may miss by"
     )
+    parser.add_argument(
+        "--picture", type=Path, help="draw the newer real season into this file, and end"
+    )
     parser.add_argument("--report", type=Path, help="page that the sections are written into")
     options = parser.parse_args(arguments)
+    if options.picture:
+        draw_next_season(options.picture)
+        return 0
     words = [word for word in sys.argv[1:] if word != "--report" and word != str(options.report)]
     command = " ".join(["python", "tests/tools/before_labels.py", *words])
     texts = dict.fromkeys(TITLES.values(), "")
