@@ -19,7 +19,7 @@ import numpy as np
 from retraining.files import read_sealed, write_sealed
 from retraining.identity import DIGEST_CHARACTERS, SKETCH_SIZE, Observations
 from retraining.journal import Journal, who
-from retraining.marks import Triaged
+from retraining.marks import CHOSEN, Triaged, marks
 from retraining.text import now
 from retraining.training import Training
 
@@ -430,13 +430,29 @@ def remember_listed(
     # A crash between the two leaves sketches that nothing refers to.
     known.save()
     identities = [read.identity(one) for one in contents]
-    listed = Triaged(len(pool), [*chosen], [*random], identities, who(), now(), run_id=run_id)
-    told = [one for one in pool.values() if one is not None]
-    if len(told) == len(pool):
-        estimates = [pool[one] or 0.0 for one in contents]
+    journal = Journal(home)
+    earlier = {
+        sha256: mark
+        for sha256, mark in marks(journal.read()).items()
+        if mark.run_id == run_id and sha256 not in pool
+    }
+    listed = Triaged(
+        len(pool) + len(earlier),
+        [*chosen],
+        [*random],
+        identities,
+        who(),
+        now(),
+        run_id=run_id,
+        n_chosen_before=sum(mark.how == CHOSEN for mark in earlier.values()),
+    )
+    estimates = {**pool, **{sha256: mark.estimate for sha256, mark in earlier.items()}}
+    told = [one for one in estimates.values() if one is not None]
+    if len(told) == len(estimates):
         mean = sum(told) / len(told)
-        listed = replace(listed, estimates=estimates, pool_estimate=mean)
-    Journal(home).append(listed)
+        own = [pool[one] or 0.0 for one in contents]
+        listed = replace(listed, estimates=own, pool_estimate=mean)
+    journal.append(listed)
 
 
 Reading = Callable[[str], Observations | None]

@@ -25,7 +25,8 @@ class Triaged(Entry):
     Parameters
     ----------
     pool
-        Recordings that the list was made from: those that nobody had checked.
+        Recordings that nobody had checked, and those of this production's earlier lists that are
+        checked by now: else a pool would look healthy once its hard ones are.
     chosen, random
         SHA-256 of the contents that were listed.
     identities
@@ -35,6 +36,8 @@ class Triaged(Entry):
         and None where nobody could tell.
     run_id
         Of the production that estimated them.
+    n_chosen_before
+        Recordings of the pool that earlier lists had chosen.
     """
 
     KIND: ClassVar[str] = "triaged"
@@ -47,6 +50,7 @@ class Triaged(Entry):
     estimates: list[float] = field(default_factory=list)
     pool_estimate: float | None = None
     run_id: str = ""
+    n_chosen_before: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,11 @@ class Mark:
     how
         `CHOSEN` or `RANDOM`.
     pool, n_chosen
-        Recordings that the list was made from, and those of them that were chosen.
+        Recordings of the pool, and those of them that were chosen by then.
     identity
         Digest of its observations.
-    easier_by
-        By how much the pool's mean estimate was above its own; None where nobody could tell.
+    estimate, pool_estimate
+        Estimated error of it and, in the mean, of the pool; None where nobody could tell.
     run_id
         Of the production that estimated them.
     """
@@ -71,8 +75,16 @@ class Mark:
     pool: int
     n_chosen: int
     identity: str = ""
-    easier_by: float | None = None
+    estimate: float | None = None
+    pool_estimate: float | None = None
     run_id: str = ""
+
+    @property
+    def easier_by(self) -> float | None:
+        """By how much the pool's mean estimate is above its own; None where nobody could tell."""
+        if self.estimate is None or self.pool_estimate is None:
+            return None
+        return self.pool_estimate - self.estimate
 
 
 def marks(memory: Memory) -> dict[str, Mark]:
@@ -82,12 +94,16 @@ def marks(memory: Memory) -> dict[str, Mark]:
         hows = [CHOSEN] * len(one.chosen) + [RANDOM] * len(one.random)
         contents = zip([*one.chosen, *one.random], hows, one.identities, strict=True)
         for place, (sha256, how, identity) in enumerate(contents):
-            easier_by = None
-            if one.pool_estimate is not None and place < len(one.estimates):
-                easier_by = one.pool_estimate - one.estimates[place]
-            mark = Mark(how, one.pool, len(one.chosen), identity, easier_by, one.run_id)
             found.pop(sha256, None)
-            found[sha256] = mark
+            found[sha256] = Mark(
+                how,
+                one.pool,
+                one.n_chosen_before + len(one.chosen),
+                identity,
+                one.estimates[place] if place < len(one.estimates) else None,
+                one.pool_estimate,
+                one.run_id,
+            )
     return found
 
 

@@ -108,7 +108,7 @@ class TestEstimates:
         estimates = [30.0, 28.0, 9.0, 5.0]
         hows = [CHOSEN, CHOSEN, RANDOM, RANDOM]
         found = [
-            Mark(how, 40, 4, "", 10 - estimate, "run")
+            Mark(how, 40, 4, "", estimate, 10.0, "run")
             for how, estimate in zip(hows, estimates, strict=True)
         ]
         told = Selection.of([*found, None], "run")
@@ -121,7 +121,10 @@ class TestEstimates:
     @pytest.mark.parametrize("run_id", ["", "another run"])
     def test_those_of_another_production_are_not_used(self, run_id: str) -> None:
         """Its errors are others; nor where one of the listed ones has none."""
-        found = [Mark(CHOSEN, 40, 4, "", -20.0, "run"), Mark(RANDOM, 40, 4, "", 1.0, "run")]
+        found = [
+            Mark(CHOSEN, 40, 4, "", 30.0, 10.0, "run"),
+            Mark(RANDOM, 40, 4, "", 9.0, 10.0, "run"),
+        ]
         assert Selection.of(found, run_id).offsets is None
         assert Selection.of([*found, Mark(RANDOM, 40, 4)], "run").offsets is None
         assert Selection.of(found, run_id).known == 0
@@ -139,7 +142,7 @@ class TestEstimates:
             found = Selection.of(
                 [
                     Mark(
-                        CHOSEN if at in chosen else RANDOM, 60, 7, "", guess.mean() - guess[at], "r"
+                        CHOSEN if at in chosen else RANDOM, 60, 7, "", guess[at], guess.mean(), "r"
                     )
                     for at in checked
                 ],

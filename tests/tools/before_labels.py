@@ -179,7 +179,7 @@ def draw_next_season(path: Path) -> None:
     axes.plot([0, largest], [0, largest], color="#8c959f", linestyle=(0, (4, 3)), linewidth=1)
     axes.scatter(found, errors, color="#b84f00")
     axes.axhline(errors.mean(), color="#b84f00", linewidth=0.8)
-    axes.axvline(np.mean(found), color="#59636e", linewidth=0.8)
+    axes.axvline(float(np.mean(found)), color="#59636e", linewidth=0.8)
     axes.set(
         xlabel=f"estimated error before labels, % (mean {np.mean(found):.1f})",
         ylabel=f"error when the labels came, % (mean {errors.mean():.1f})",

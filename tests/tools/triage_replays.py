@@ -137,7 +137,7 @@ class Replay:
         marks: list[Mark | None] = []
         while len(checked) < len(season):
             rest = [number for number in range(len(season)) if number not in checked]
-            listed = None if order == AT_RANDOM else self._listed(rest, checked)
+            listed = None if order == AT_RANDOM else self._listed(rest, checked, marks)
             if listed is None:
                 drawn = random.permutation(rest)[: rules.a_night].tolist()
                 listed = [(number, None) for number in drawn]
@@ -151,7 +151,9 @@ class Replay:
                 break
         return done
 
-    def _listed(self, rest: Sequence[int], checked: Sequence[int]) -> list[tuple[int, Mark | None]]:
+    def _listed(
+        self, rest: Sequence[int], checked: Sequence[int], marks: Sequence[Mark | None]
+    ) -> list[tuple[int, Mark | None]]:
         candidates = [
             Candidate(
                 f"{self._seed}-{number}", self._expected[number], self._season[number].summary
@@ -162,15 +164,16 @@ class Replay:
         known += [self._season[number].summary for number in checked]
         picks = pick(candidates, known, self._rules.a_night, self._rules.random_share)
         n_chosen = sum(one.how == CHOSEN for one in picks)
-        mean = float(np.mean([self._expected[number] for number in rest]))
+        n_chosen += sum(mark is not None and mark.how == CHOSEN for mark in marks)
         return [
             (
                 rest[one.place],
                 Mark(
                     one.how,
-                    len(rest),
+                    len(self._season),
                     n_chosen,
-                    easier_by=mean - self._expected[rest[one.place]],
+                    estimate=self._expected[rest[one.place]],
+                    pool_estimate=float(np.mean(self._expected)),
                     run_id=_RUN,
                 ),
             )
