@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from retraining.errors import PipelineError, StoppedBySignal, TryLaterError, stop_request
 from retraining.journal import Entry, Memory
 from retraining.text import error_text, number_text
-from retraining.training import COUNT_SPREAD, ERROR, NOTE, PREDICTED_COUNT, UNSURE, Training
+from retraining.training import (
+    COUNT_SPREAD,
+    ERROR,
+    NOTE,
+    PREDICTED_COUNT,
+    UNSURE,
+    Training,
+    unreadable_file,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from retraining.calibration import Calibration, Estimate
+
+MOST_FAILURES = 10
+"""Recordings one after the other of which a module fails: then it does of all."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +144,17 @@ def trend(memory: Memory, model_name: str, version: int, run_id: str) -> list[Es
     ]
 
 
+@contextlib.contextmanager
+def one_costs_no_other(name: str, problems: dict[str, str]) -> Iterator[None]:
+    """Note why a file is not estimated: the others are."""
+    try:
+        yield
+    except (TryLaterError, StoppedBySignal):
+        raise
+    except (PipelineError, ValueError, OSError) as error:
+        problems[name] = unreadable_file(name, getattr(error, "strerror", None) or error)
+
+
 @dataclass(frozen=True)
 class Estimator:
     """Asks a model about recordings that nobody has checked.
@@ -171,6 +195,32 @@ class Estimator:
             self._of(rows, name, sha256, one)
             for (rows, name, sha256), one in zip(recordings, expected, strict=True)
         ]
+
+    def of_each(
+        self, recordings: Sequence[tuple[pd.DataFrame, str, str]]
+    ) -> tuple[list[RecordingEstimate], dict[str, str]]:
+        """Estimate recordings, as `of_all`; return also name -> why there is no estimate of one.
+
+        Raises
+        ------
+        PipelineError
+            If the module fails of the first `MOST_FAILURES`: then it is none of the files.
+        """
+        try:
+            return self.of_all(recordings) if recordings else [], {}
+        except (TryLaterError, StoppedBySignal):
+            raise
+        except PipelineError as error:
+            failure = error
+        found: list[RecordingEstimate] = []
+        problems: dict[str, str] = {}
+        for rows, name, sha256 in recordings:
+            stop_request.obey()
+            with one_costs_no_other(name, problems):
+                found.append(self.of(rows, name, sha256))
+            if len(problems) == MOST_FAILURES and not found:
+                raise failure
+        return found, problems
 
     def _of(
         self, rows: pd.DataFrame, name: str, sha256: str, expected: pd.DataFrame | None
