@@ -132,6 +132,8 @@ class Estimated(Entry):
         )
         shares = {"unsure": self.unsure, "of the values outside what was learnt": self.outside}
         more = [f"{100 * one:.0f} % {what}" for what, one in shares.items() if one is not None]
+        if self.n_unlike:
+            more.append(f"{self.n_unlike} of the recordings unlike anything learnt")
         return ", ".join([said, *more])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,11 +15,13 @@ import pandas as pd
 import pytest
 from conftest import BATCH, DOMAINS, Domain, both_modules_in_time, script
 
+import pipeline_orchestrator
 import register_first_model
 from pipeline_orchestrator import load_champion, main, run_orchestrator
 from retraining import unlabelled
 from retraining.advice import with_given_flags
 from retraining.calibration import Estimate
+from retraining.cycle import CycleResult
 from retraining.estimates import Estimated, trend
 from retraining.ground_truth import hashes_in
 from retraining.journal import Journal
@@ -362,6 +365,33 @@ class TestAlarm:
         assert (len(registry.runs.monitored()), registry.production.number()) == (runs, before)
         assert main(["status", "--home", str(settings.home), "--threshold", "0.1"]) == 1
         assert "is probably degraded" in capfd.readouterr().out
+
+    @pytest.mark.parametrize("outcome", [Outcome.PROMOTED, Outcome.HEALTHY])
+    def test_nobody_is_alarmed_by_a_version_that_was_just_replaced(
+        self,
+        calibrated: Settings,
+        domain: Domain,
+        settings_of: Callable[..., Settings],
+        monkeypatch: pytest.MonkeyPatch,
+        outcome: Outcome,
+    ) -> None:
+        """The next run estimates its successor."""
+        settings = settings_of(calibrated.home, threshold=0.1, min_new_files=1)
+        drop(settings, domain, 8, "new", seed=7)
+        domain.write(settings.new_gts, 1, "new", seed=9)
+        found = CycleResult(outcome, "version 2 replaces version 1", {})
+        monkeypatch.setattr(pipeline_orchestrator, "_cycle", lambda *_, **__: found)
+        result = run_orchestrator(settings)
+        assert bool(result.alarm) is (outcome is Outcome.HEALTHY)
+        assert (result.estimate is None) is (outcome is Outcome.PROMOTED)
+
+    def test_what_is_unlike_anything_learnt_is_said(self) -> None:
+        """A model may be sure of what it never saw."""
+        one = Estimated(
+            "Stems", 1, "run", "then", 20, 2, 15, 18.0, 9.0, 27.0, "%", 10.0, n_unlike=7
+        )
+        assert one.in_words.endswith(", 7 of the recordings unlike anything learnt")
+        assert "unlike" not in dataclasses.replace(one, n_unlike=0).in_words
 
     def test_another_season_is_estimated_worse(self, calibrated: Settings, domain: Domain) -> None:
         """Than the one that was learnt."""
