@@ -234,7 +234,7 @@ class Estimator:
             found = {str(name): value for name, value in expected.iloc[0].items()}
             unlike.append(found[NOTE])
             facts = {"expected": float(found[ERROR]), "unsure": found.get(UNSURE)}
-            if self.calibration is not None:
+            if self.calibration is not None and self.calibration.scale:
                 facts["error"] = self.calibration.scale * facts["expected"]
             facts |= self._count(found)
         return RecordingEstimate(
@@ -278,8 +278,11 @@ class Estimator:
         return [text for kind, text in found.items() if kind not in learnt]
 
     def mean(self, found: Iterable[RecordingEstimate], **confidence: float) -> Estimate | None:
-        """Estimate the mean error of recordings, as `Calibration.mean_error`; None: nobody can."""
+        """Estimate the mean error of recordings, as `Calibration.mean_error`; None: nobody can.
+
+        Where no learnt recording had an error nothing tells how large one is: not 0.
+        """
         expected = [one.expected for one in found if one.expected is not None]
-        if self.calibration is None or not expected:
+        if self.calibration is None or not self.calibration.scale or not expected:
             return None
         return self.calibration.mean_error(expected, **confidence)

@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from retraining.calibration import BeforeLabels, Calibration, kinds_of, outside
+from retraining.estimates import Estimator, RecordingEstimate
 from retraining.training import COUNT_SPREAD, DOUBT, ERROR, FILE, PREDICTED_COUNT, TRUE_COUNT
 
 TRAINING: Any = SimpleNamespace(features=lambda table: table)
@@ -98,6 +99,14 @@ class TestMeanError:
             n_recordings=10, n_sessions=10, scale=2.0, scale_deviation=0.5, scatter=1.0
         )
         assert found.mean_error([0.0, 0.0]).high == 0.0
+
+    def test_where_no_learnt_recording_had_an_error_nobody_can_tell(self) -> None:
+        """It is not 0, however unsure a model is, and not with an interval of nothing."""
+        asked = [RecordingEstimate("a.csv", "ab", expected=30.0)]
+        for errors, told in ([0.0] * 6, False), ([0.0] * 5 + [1.0], True):
+            calibration = calibration_of([1.0] * 6, errors)
+            estimate = Estimator(TRAINING, None, calibration).mean(asked)
+            assert (estimate is not None) is told
 
     @pytest.mark.parametrize(
         ("expected", "errors"),
