@@ -36,6 +36,7 @@ from retraining.errors import EXIT_DONE, PipelineError, TryLaterError
 from retraining.files import waiting_names
 from retraining.journal import Journal
 from retraining.looks import Past
+from retraining.outcome import Outcome
 from retraining.recorder import DryRun, Recorder
 from retraining.registry import Registry, open_registry
 from retraining.registry.facts import TAG_MODULE, Manifest
@@ -412,7 +413,8 @@ def _triggered_cycle(
         recordings=cycle.recordings(),
         unit=cycle.unit,
         notes=cycle.batch.notes,
-        estimate=estimate,
+        # Of a version that is production no more nobody asks, least of all by an alarm.
+        estimate=None if result.outcome in (Outcome.PROMOTED, Outcome.ROLLED_BACK) else estimate,
     )
 
 

@@ -90,7 +90,10 @@ class Calibration:
 
     @classmethod
     def of(cls, trained: TrainedModel, training: Training) -> Calibration | None:
-        """Learn from a training; None where the module tells nothing, or of too few recordings."""
+        """Learn from a training; None where the module tells nothing, or of too few recordings.
+
+        And where numbers are so large or so small that nothing can be computed of them.
+        """
         expected = trained.expected
         if expected is None:
             return None
@@ -102,11 +105,16 @@ class Calibration:
         x, y = expected[ERROR].to_numpy(), errors[ERROR].to_numpy(dtype=float)
         if not x.sum() > 0:
             return None
-        scale = y.sum() / x.sum()
-        residuals = y - scale * x
         n = len(x)
-        together = np.bincount(pd.factorize(session)[0], residuals)
-        variance = (together**2).sum() * n_sessions / (n_sessions - 1)
+        with np.errstate(all="ignore"):
+            scale = y.sum() / x.sum()
+            residuals = y - scale * x
+            together = np.bincount(pd.factorize(session)[0], residuals)
+            variance = (together**2).sum() * n_sessions / (n_sessions - 1)
+            scale_deviation = np.sqrt(variance) / x.sum()
+            scatter = np.sqrt((residuals**2).sum() / (x**2).sum() * n / (n - 1))
+        if not np.isfinite([scale, scale_deviation, scatter]).all():
+            return None
         features = training.features(trained.examples)
         ranges = _ranges(features)
         by_recording = features.groupby(level=0, sort=False)
@@ -115,8 +123,8 @@ class Calibration:
             n_recordings=n,
             n_sessions=n_sessions,
             scale=float(scale),
-            scale_deviation=float(np.sqrt(variance) / x.sum()),
-            scatter=float(np.sqrt((residuals**2).sum() / (x**2).sum() * n / (n - 1))),
+            scale_deviation=float(scale_deviation),
+            scatter=float(scatter),
             count_factor=_count_factor(expected, errors),
             features=ranges,
             outside_limit=max(LEAST_LIMIT, MARGIN * max(shares, default=0.0)),
@@ -179,9 +187,21 @@ def _count_factor(expected: pd.DataFrame, errors: pd.DataFrame) -> float | None:
     return float(np.sort(distance.to_numpy())[place - 1])
 
 
+def _by_name(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a module's table with texts as names, and each name once."""
+    named = table.set_axis([str(name) for name in table], axis=1)
+    return named.loc[:, ~named.columns.duplicated()]
+
+
+def plain_numbers(features: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns that hold real numbers, as such: no times and no complex ones."""
+    named = _by_name(features)
+    return named.loc[:, [dtype.kind in "iuf" for dtype in named.dtypes]].astype(float)
+
+
 def _ranges(features: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     """Return least and largest usual value and share of missing ones, of numbers only."""
-    numbers = features.select_dtypes("number").astype(float)
+    numbers = plain_numbers(features)
     if numbers.empty:
         return {}
     finite = numbers.where(np.isfinite(numbers))
@@ -213,7 +233,9 @@ def outside(
     """
     if not ranges or not set(ranges) <= {str(name) for name in features} or not len(features):
         return None
-    table = features[list(ranges)].to_numpy(dtype=float)
+    # What was a number of all that was learnt may be something else here, and counts as missing.
+    known = plain_numbers(features).reindex(columns=list(ranges))
+    table = known.to_numpy(dtype=float)
     low, high, missing = np.array(list(ranges.values())).T
     lacks = ~np.isfinite(table)
     is_outside = (table < low) | (table > high) | (lacks & (missing < SELDOM_MISSING))
@@ -221,6 +243,24 @@ def outside(
 
 
 # --- As a file ---
+
+
+def _as_records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a dict for each row: numbers and texts, whatever else a module puts there."""
+    named = _by_name(table)
+    cells = [[_cell(one) for one in named[name].astype(object)] for name in named]
+    names = [*map(str, named)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
+
+
+def _cell(value: Any) -> str | float | bool | None:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return None if value is pd.NaT or value is pd.NA else printable(value)
 
 
 @dataclass(frozen=True)
@@ -246,10 +286,9 @@ class BeforeLabels:
         """Take what a training found; `hashes` are name -> SHA-256 of its recordings."""
         doubts: list[dict[str, Any]] = []
         if trained.doubts is not None:
-            table = trained.doubts.head(MOST_DOUBTS)
             doubts = [
                 {**one, "sha256": hashes.get(one["file"], "")}
-                for one in json.loads(table.to_json(orient="records", double_precision=4))
+                for one in _as_records(trained.doubts.head(MOST_DOUBTS))
             ]
         return cls(Calibration.of(trained, training), doubts)
 

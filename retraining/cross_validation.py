@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retraining.errors import PipelineError, TryLaterError
+from retraining.errors import PipelineError, StoppedBySignal, TryLaterError
 from retraining.files import hash_bytes
 from retraining.kept_tables import KeptTables
 from retraining.text import printable
@@ -310,7 +310,7 @@ def _mistakes_cost_no_training() -> Iterator[None]:
     """Ask for what only people read."""
     try:
         yield
-    except TryLaterError:
+    except (TryLaterError, StoppedBySignal):
         raise
     except PipelineError as error:
         logger.warning("less is told before labels come: %s", error)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from retraining.errors import PipelineError, StoppedBySignal, TryLaterError, stop_request
 from retraining.journal import Entry, Memory
 from retraining.text import error_text, number_text
-from retraining.training import COUNT_SPREAD, ERROR, NOTE, PREDICTED_COUNT, UNSURE, Training
+from retraining.training import (
+    COUNT_SPREAD,
+    ERROR,
+    NOTE,
+    PREDICTED_COUNT,
+    UNSURE,
+    Training,
+    unreadable_file,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from retraining.calibration import Calibration, Estimate
+
+MOST_FAILURES = 10
+"""Recordings one after the other of which a module fails: then it does of all."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,8 @@ class Estimated(Entry):
         )
         shares = {"unsure": self.unsure, "of the values outside what was learnt": self.outside}
         more = [f"{100 * one:.0f} % {what}" for what, one in shares.items() if one is not None]
+        if self.n_unlike:
+            more.append(f"{self.n_unlike} of the recordings unlike anything learnt")
         return ", ".join([said, *more])
 
 
@@ -129,6 +144,17 @@ def trend(memory: Memory, model_name: str, version: int, run_id: str) -> list[Es
         for one in memory.all(Estimated)
         if (one.model_name, one.version, one.run_id) == (model_name, version, run_id)
     ]
+
+
+@contextlib.contextmanager
+def one_costs_no_other(name: str, problems: dict[str, str]) -> Iterator[None]:
+    """Note why a file is not estimated: the others are."""
+    try:
+        yield
+    except (TryLaterError, StoppedBySignal):
+        raise
+    except (PipelineError, ValueError, OSError) as error:
+        problems[name] = unreadable_file(name, getattr(error, "strerror", None) or error)
 
 
 @dataclass(frozen=True)
@@ -172,6 +198,32 @@ class Estimator:
             for (rows, name, sha256), one in zip(recordings, expected, strict=True)
         ]
 
+    def of_each(
+        self, recordings: Sequence[tuple[pd.DataFrame, str, str]]
+    ) -> tuple[list[RecordingEstimate], dict[str, str]]:
+        """Estimate recordings, as `of_all`; return also name -> why there is no estimate of one.
+
+        Raises
+        ------
+        PipelineError
+            If the module fails of the first `MOST_FAILURES`: then it is none of the files.
+        """
+        try:
+            return self.of_all(recordings) if recordings else [], {}
+        except (TryLaterError, StoppedBySignal):
+            raise
+        except PipelineError as error:
+            failure = error
+        found: list[RecordingEstimate] = []
+        problems: dict[str, str] = {}
+        for rows, name, sha256 in recordings:
+            stop_request.obey()
+            with one_costs_no_other(name, problems):
+                found.append(self.of(rows, name, sha256))
+            if len(problems) == MOST_FAILURES and not found:
+                raise failure
+        return found, problems
+
     def _of(
         self, rows: pd.DataFrame, name: str, sha256: str, expected: pd.DataFrame | None
     ) -> RecordingEstimate:
@@ -182,7 +234,7 @@ class Estimator:
             found = {str(name): value for name, value in expected.iloc[0].items()}
             unlike.append(found[NOTE])
             facts = {"expected": float(found[ERROR]), "unsure": found.get(UNSURE)}
-            if self.calibration is not None:
+            if self.calibration is not None and self.calibration.scale:
                 facts["error"] = self.calibration.scale * facts["expected"]
             facts |= self._count(found)
         return RecordingEstimate(
@@ -226,8 +278,11 @@ class Estimator:
         return [text for kind, text in found.items() if kind not in learnt]
 
     def mean(self, found: Iterable[RecordingEstimate], **confidence: float) -> Estimate | None:
-        """Estimate the mean error of recordings, as `Calibration.mean_error`; None: nobody can."""
+        """Estimate the mean error of recordings, as `Calibration.mean_error`; None: nobody can.
+
+        Where no learnt recording had an error nothing tells how large one is: not 0.
+        """
         expected = [one.expected for one in found if one.expected is not None]
-        if self.calibration is None or not expected:
+        if self.calibration is None or not self.calibration.scale or not expected:
             return None
         return self.calibration.mean_error(expected, **confidence)

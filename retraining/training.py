@@ -42,6 +42,8 @@ UNSURE, COUNT_SPREAD, NOTE = "unsure", "count_spread", "note"
 """Columns that a table of expected errors may have beside it."""
 DOUBT = "doubt"
 """Column of every table of doubtful labels: from 0 to 1 how sure a model contradicts one."""
+LARGEST_EXPECTED = 1e100
+"""Of what a model expects, on any scale: sums of squares of it are still numbers."""
 FILE = "file"
 """Column with the name of the recording that a row belongs to."""
 SESSION = "session"
@@ -298,18 +300,23 @@ class Training:
 
         if not hasattr(table, "columns") or [*table.index] != [*rows[FILE].unique()]:
             raise self.breach("expected_errors must return a table of one row, index `file`")
+        if not table.columns.is_unique:
+            raise self.breach("expected_errors must return a table without a column twice")
         columns = {self.error_column: ERROR} | {
             one: one for one in (ERROR, UNSURE, PREDICTED_COUNT, COUNT_SPREAD)
         }
-        found = table[[one for one in columns if one in table]].rename(columns=columns)
-        numbers = found.apply(pd.to_numeric, errors="coerce").astype(float)
-        if ERROR not in found or not ((numbers >= 0) & (numbers < sys.float_info.max)).all(
-            axis=None
+        names = [one for one in columns if one in table]
+        found = {columns[one]: _as_numbers(table[one]) for one in names}
+        if ERROR not in found or not all(
+            one is not None and one.between(0, 1 if name == UNSURE else LARGEST_EXPECTED).all()
+            for name, one in found.items()
         ):
             raise self.breach(
-                f"expected_errors must return {self.error_column!r}, and numbers from 0"
+                f"expected_errors must return {self.error_column!r}, and numbers from 0, of which "
+                f"{UNSURE!r} is at most 1"
             )
-        return numbers.assign(**{NOTE: str(table[NOTE].iloc[0]) if NOTE in table else ""})
+        notes = [*table[NOTE].dropna()] if NOTE in table else []
+        return pd.DataFrame(found).assign(**{NOTE: str(notes[0]) if notes else ""})
 
     def doubtful_labels(self, model: Any, rows: pd.DataFrame) -> pd.DataFrame | None:
         """Return the labels of a recording that a model contradicts; None where nobody tells.
@@ -329,11 +336,12 @@ class Training:
             return None
         with self.mistakes_told("doubtful_labels"):
             table = tell(model, rows)
-        if not hasattr(table, "columns") or DOUBT not in table:
+        if not hasattr(table, "columns") or [*table.columns].count(DOUBT) != 1:
             raise self.breach(f"doubtful_labels must return a table with {DOUBT!r}")
-        if not table[DOUBT].between(0, 1).all():
+        doubts = _as_numbers(table[DOUBT])
+        if doubts is None or not doubts.between(0, 1).all():
             raise self.breach(f"doubtful_labels must return a {DOUBT!r} from 0 to 1")
-        table = table.drop(columns=FILE, errors="ignore")
+        table = table.drop(columns=FILE, errors="ignore").assign(**{DOUBT: doubts})
         table.insert(0, FILE, str(rows[FILE].iloc[0]))
         return table
 
@@ -619,7 +627,7 @@ def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def unreadable_file(name: str, error: Exception) -> str:
+def unreadable_file(name: str, error: Exception | str) -> str:
     """Return what is wrong with a file and what to do, with its name in front once."""
     if hasattr(error, "what") and hasattr(error, "remedy"):
         return f"{printable(name)}: {printable(error.what)}; {printable(error.remedy)}"
@@ -627,6 +635,19 @@ def unreadable_file(name: str, error: Exception) -> str:
 
 
 # --- Loading ---
+
+
+def _as_numbers(column: pd.Series[Any]) -> pd.Series[float] | None:
+    """Return a column of a module as numbers, NaN where it holds none; None if it is of others."""
+    import pandas as pd
+
+    if column.dtype.kind in "mMc":  # they would become numbers, in silence
+        return None
+    try:
+        numbers = pd.to_numeric(column, errors="coerce")
+        return numbers.astype(float) if numbers.dtype.kind in "iufb" else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def load_training_module(settings: Settings) -> Training:

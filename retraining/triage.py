@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from retraining.calibration import plain_numbers
 from retraining.marks import CHOSEN, RANDOM
 
 FARTHEST = 3.0
@@ -77,7 +78,7 @@ def summary_of(features: pd.DataFrame) -> pd.Series[float]:
     Series of shape (2 * n_features,)
         Index: name of the feature, and "mean" or "deviation".
     """
-    numbers = features.select_dtypes("number").astype(float)
+    numbers = plain_numbers(features)
     finite = numbers.where(np.isfinite(numbers))
     return pd.concat({"mean": finite.mean(), "deviation": finite.std(ddof=0)}).swaplevel()
 

@@ -17,19 +17,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retraining.cycle import Champion, threshold_of
-from retraining.errors import stop_request
-from retraining.estimates import Estimated, Estimator, RecordingEstimate
-from retraining.files import hash_bytes, read_sealed, settled, waiting_names, write_sealed
+from retraining.errors import PipelineError, stop_request
+from retraining.estimates import Estimated, Estimator, RecordingEstimate, one_costs_no_other
+from retraining.files import (
+    hash_bytes,
+    hash_file,
+    read_sealed,
+    settled,
+    waiting_names,
+    write_sealed,
+)
 from retraining.journal import Journal, Memory
 from retraining.marks import marks
 from retraining.registry import Registry
 from retraining.settings import Settings
 from retraining.text import now, printable
-from retraining.training import Training, unreadable_file
+from retraining.training import Training
 from retraining.windows import newest
 
 if TYPE_CHECKING:
     from retraining.calibration import Estimate
+    from retraining.identity import Observations
 
 INDEX_NAME = ".pipeline_estimates"
 FEWEST_RECORDINGS = 5
@@ -63,12 +71,15 @@ class Seen:
         None where it could not be read, or where production learnt the recording.
     problem
         Why.
+    identity
+        Digest of its observations, the same however it is saved; empty if there are none.
     """
 
     size: int
     mtime_ns: int
     found: RecordingEstimate | None = None
     problem: str = ""
+    identity: str = ""
 
     def is_of(self, status: os.stat_result) -> bool:
         """Say whether it is of the file as it is now."""
@@ -94,6 +105,8 @@ class Index:
         Name -> what was seen.
     last
         The last estimate; None before.
+    asked
+        By which module and which settings; by others, what could not be read is read again.
     """
 
     version: int
@@ -101,6 +114,7 @@ class Index:
     recorded: int | None
     files: Mapping[str, Seen]
     last: Estimated | None = None
+    asked: str = ""
 
     def save(self, home: Path) -> None:
         """Keep it; losing it costs one reading of the folder."""
@@ -169,16 +183,20 @@ def estimate(settings: Settings, production: Production) -> None:
     if not there and index is None:
         return
     recorded = _recorded(memory, settings.model_name)
-    if index is not None and index.recorded == recorded and _nothing_new(index, there):
+    asked = _asked(settings)
+    as_before = index is not None and (index.recorded, index.asked) == (recorded, asked)
+    if index is not None and as_before and _nothing_new(index, there):
         return
     registry, training, champion = production()
     version = champion.version
     if index is None or (index.version, index.run_id) != (version.number, version.run_id):
-        index = Index(version.number, version.run_id, recorded, {})
+        index = Index(version.number, version.run_id, recorded, {}, asked=asked)
     files = {
         name: seen
         for name, seen in index.files.items()
-        if name in there and seen.is_of(there[name])
+        if name in there
+        and seen.is_of(there[name])
+        and (seen.found is not None or index.asked == asked)
     }
     calibration = registry.versions.before_labels(version, training).calibration
     estimator = Estimator(training, champion.model, calibration)
@@ -188,19 +206,32 @@ def estimate(settings: Settings, production: Production) -> None:
     last = _estimated(settings, estimator, champion, files | read, index.last, n_new)
     if n_new:
         Journal(settings.home).append(last)
-    Index(version.number, version.run_id, recorded, files | read, last).save(settings.home)
+    found = Index(version.number, version.run_id, recorded, files | read, last, asked)
+    found.save(settings.home)
 
 
 def count(settings: Settings) -> int:
     """Return how many files wait for somebody to check them; 0 without such a folder."""
-    folder = settings.unlabelled_folder
-    return len(waiting_names(folder)) if folder.is_dir() else 0
+    with contextlib.suppress(OSError):
+        return len(waiting_names(settings.unlabelled_folder))
+    return 0
 
 
 def last_estimate(settings: Settings) -> Estimated | None:
-    """Return what was estimated last; None where there is no such folder, or nothing was."""
-    index = Index.of(settings.home) if settings.unlabelled_folder.is_dir() else None
-    return index.last if index else None
+    """Return what was estimated last; None where there is no such folder, or nothing in it."""
+    index = None
+    with contextlib.suppress(OSError):  # another disk, which is not there: a night goes on
+        if settings.unlabelled_folder.is_dir():
+            index = Index.of(settings.home)
+    return index.last if index and index.last and index.last.n_files else None
+
+
+def _asked(settings: Settings) -> str:
+    """Name what an answer depends on beside production, without loading the module."""
+    code = ""
+    with contextlib.suppress(PipelineError, OSError):  # whoever needs the module says it
+        code = hash_file(settings.training_file)
+    return f"{code} {settings.limits} {settings.min_new_files} {settings.threshold}"
 
 
 def _recorded(memory: Memory, model_name: str) -> int | None:
@@ -237,52 +268,67 @@ def _read(
     files: dict[str, Seen] = {}
     for start in range(0, len(paths), READ_AT_ONCE):
         stop_request.obey()
-        found, problems = _estimates(
-            settings, estimator, champion, paths[start : start + READ_AT_ONCE]
-        )
-        for name in (*found, *problems):
-            status = new[name]
-            files[name] = Seen(
-                status.st_size, status.st_mtime_ns, found.get(name), problems.get(name, "")
-            )
+        files |= _seen_now(settings, estimator, champion, paths[start : start + READ_AT_ONCE], new)
     return files
 
 
-def _estimates(
-    settings: Settings, estimator: Estimator, champion: Champion, paths: Sequence[Path]
-) -> tuple[dict[str, RecordingEstimate], dict[str, str]]:
-    """Return name -> estimate of files, and of the others why there is none."""
-    training, rows_of, problems = estimator.training, {}, {}
+def _seen_now(
+    settings: Settings,
+    estimator: Estimator,
+    champion: Champion,
+    paths: Sequence[Path],
+    statuses: Mapping[str, os.stat_result],
+) -> dict[str, Seen]:
+    """Estimate files, or say why there is no estimate of one."""
+    from retraining.identity import observe
+
+    training = estimator.training
+    rows_of: dict[str, tuple[Any, str, str]] = {}
+    seen: dict[str, tuple[str, Observations]] = {}
+    problems: dict[str, str] = {}
     for path in paths:
-        try:
+        with one_costs_no_other(path.name, problems):
             content = training.content(path)
             rows = training.parse_unlabelled(content, path.name)
-            rows_of[path.name] = (rows, path.name, hash_bytes(content))
-        except (ValueError, OSError) as error:
-            problems[path.name] = unreadable_file(path.name, error)
-            logger.warning("not estimated: unlabelled/%s", problems[path.name])
-    for name in _learnt(settings, training, champion, rows_of):
+            seen[path.name] = hash_bytes(content), observe(training, rows)
+            rows_of[path.name] = (rows, path.name, seen[path.name][0])
+    for problem in problems.values():
+        logger.warning("not estimated: unlabelled/%s", problem)
+    for name in _learnt(settings, training, champion, {one: seen[one] for one in rows_of}):
         del rows_of[name]
         problems[name] = "production learnt it"
-    return {one.name: one for one in estimator.of_all([*rows_of.values()])}, problems
+    estimates, failures = estimator.of_each([*rows_of.values()])
+    for problem in failures.values():
+        logger.warning("not estimated: unlabelled/%s", problem)
+    found = {one.name: one for one in estimates}
+    problems |= failures
+    return {
+        name: Seen(
+            size=statuses[name].st_size,
+            mtime_ns=statuses[name].st_mtime_ns,
+            found=found.get(name),
+            problem=problems.get(name, ""),
+            identity=seen[name][1].digest if name in found else "",
+        )
+        for name in (*found, *problems)
+    }
 
 
 def _learnt(
     settings: Settings,
     training: Training,
     champion: Champion,
-    recordings: Mapping[str, tuple[Any, str, str]],
+    recordings: Mapping[str, tuple[str, Observations]],
 ) -> list[str]:
     """Return the names of those that production learnt: of these it is too sure."""
-    from retraining.identity import observe
     from retraining.known_recordings import KnownRecordings
 
     known, learnt = KnownRecordings.of(settings.home, training), champion.manifest.names
-    seen = [(sha256, observe(training, rows)) for rows, _, sha256 in recordings.values()]
+    seen = [*recordings.values()]
     known.add(seen, training.maker())  # in memory: only what is learnt is kept
     pairs = known.common([sha256 for sha256, _ in seen], learnt)
     related = {one.sha256 for one in pairs if one.is_sure and one.containment >= known.related_from}
-    return [name for name, (_, _, sha256) in recordings.items() if sha256 in {*learnt, *related}]
+    return [name for name, (sha256, _) in recordings.items() if sha256 in {*learnt, *related}]
 
 
 def _estimated(
@@ -293,8 +339,10 @@ def _estimated(
     before: Estimated | None,
     n_new: int,
 ) -> Estimated:
-    by_content = {one.found.sha256: one for one in files.values() if one.found is not None}
-    seen = [*by_content.values()]
+    by_recording = {
+        one.identity or one.found.sha256: one for one in files.values() if one.found is not None
+    }
+    seen = [*by_recording.values()]
     is_in = newest([one.day for one in seen], settings.min_new_files)
     window = [
         one.found for one, kept in zip(seen, is_in, strict=True) if kept and one.found is not None

@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from retraining.calibration import BeforeLabels, Calibration, kinds_of, outside
+from retraining.estimates import Estimator, RecordingEstimate
 from retraining.training import COUNT_SPREAD, DOUBT, ERROR, FILE, PREDICTED_COUNT, TRUE_COUNT
 
 TRAINING: Any = SimpleNamespace(features=lambda table: table)
@@ -99,8 +100,22 @@ class TestMeanError:
         )
         assert found.mean_error([0.0, 0.0]).high == 0.0
 
+    def test_where_no_learnt_recording_had_an_error_nobody_can_tell(self) -> None:
+        """It is not 0, however unsure a model is, and not with an interval of nothing."""
+        asked = [RecordingEstimate("a.csv", "ab", expected=30.0)]
+        for errors, told in ([0.0] * 6, False), ([0.0] * 5 + [1.0], True):
+            calibration = calibration_of([1.0] * 6, errors)
+            estimate = Estimator(TRAINING, None, calibration).mean(asked)
+            assert (estimate is not None) is told
+
     @pytest.mark.parametrize(
-        ("expected", "errors"), [([1, 2, 3, 4], [1, 2, 3, 4]), ([0] * 6, [1] * 6)]
+        ("expected", "errors"),
+        [
+            ([1, 2, 3, 4], [1, 2, 3, 4]),
+            ([0] * 6, [1] * 6),
+            ([1e-300] * 6, [1] * 6),
+            ([1] * 6, [1e308] * 6),
+        ],
     )
     def test_too_few_or_nothing_expected_is_no_calibration(
         self, expected: list[float], errors: list[float]
@@ -164,6 +179,15 @@ class TestOutside:
         found = calibration_of([1.0] * 6, [1.0] * 6, examples=examples)
         assert list(found.features) == ["size"]
 
+    def test_times_and_odd_names_cost_no_training(self) -> None:
+        """What is not a real number has no range; a number where a text is named is one."""
+        spans = pd.to_timedelta(range(6), "s")
+        examples = pd.DataFrame({"span": spans, "wave": 1j, 3: range(6)}, index=NAMES[:6])
+        found = calibration_of([1.0] * 6, [1.0] * 6, examples=examples)
+        assert list(found.features) == ["3"]
+        assert outside(found.features, examples.iloc[:1].assign(**{"3": 9})) == 1.0
+        assert outside(found.features, examples.assign(**{}).astype({3: object})) == 1.0
+
 
 class TestNotes:
     """Which notes on data quality a model has learnt to live with."""
@@ -191,6 +215,16 @@ class TestFile:
         assert [*back.calibration.notes] == ["only # tracks"]
         assert back.doubts[0] == {FILE: "0.csv", "object": 7, DOUBT: 0.9, "sha256": "ab"}
         assert back.doubts[1]["sha256"] == ""
+
+    def test_whatever_a_module_tells_of_a_label_is_kept(self) -> None:
+        """Times, bytes, periods and a name that is there twice, as texts; NaN as nothing."""
+        odd = [pd.Timestamp("2026-05-01"), b"\xff", pd.Period("2026-05", "M"), float("nan"), {1: 2}]
+        doubts = pd.DataFrame({FILE: "0.csv", "odd": odd, DOUBT: 0.9})
+        doubts = pd.concat([doubts, doubts[["odd"]]], axis=1)
+        told = trained([1.0] * 5, [1.0] * 5, doubts=doubts)
+        back = BeforeLabels.from_bytes(BeforeLabels.of(told, TRAINING, {}).to_bytes())
+        found = [one["odd"] for one in back.doubts]
+        assert found == ["2026-05-01 00:00:00", "b'\\xff'", "2026-05", None, "{1: 2}"]
 
     def test_where_nothing_is_told_there_is_no_file(self) -> None:
         """A module need not tell."""

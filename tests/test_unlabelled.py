@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,11 +15,13 @@ import pandas as pd
 import pytest
 from conftest import BATCH, DOMAINS, Domain, both_modules_in_time, script
 
+import pipeline_orchestrator
 import register_first_model
 from pipeline_orchestrator import load_champion, main, run_orchestrator
 from retraining import unlabelled
 from retraining.advice import with_given_flags
 from retraining.calibration import Estimate
+from retraining.cycle import CycleResult
 from retraining.estimates import Estimated, trend
 from retraining.ground_truth import hashes_in
 from retraining.journal import Journal
@@ -243,6 +246,31 @@ class TestFiles:
         run_orchestrator(calibrated)
         assert last(calibrated).n_files == 1
 
+    def test_a_recording_that_was_saved_again_counts_once(
+        self, calibrated: Settings, domain: Domain
+    ) -> None:
+        """Five copies of an odd one are no five recordings."""
+        (path,) = drop(calibrated, domain, 1, "old", seed=5)
+        for number in range(4):
+            lines = path.read_text().splitlines()
+            path.with_name(f"copy_{number}.csv").write_text(("\r\n" + "\n" * number).join(lines))
+        run_orchestrator(calibrated)
+        assert (last(calibrated).n_files, last(calibrated).n_recordings) == (1, 1)
+
+    def test_what_to_do_with_a_large_file_helps(
+        self,
+        calibrated: Settings,
+        domain: Domain,
+        settings_of: Callable[..., Settings],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """It is read again under another limit."""
+        drop(calibrated, domain, 2, "old", seed=5)
+        run_orchestrator(settings_of(calibrated.home, max_rows=3))
+        assert sum("split it or raise --max-rows" in one for one in caplog.messages) == 2
+        run_orchestrator(calibrated)
+        assert last(calibrated).n_new == 2
+
     def test_bad_files_are_told_once(
         self,
         calibrated: Settings,
@@ -276,6 +304,16 @@ class TestFiles:
             path.unlink()
         run_orchestrator(calibrated)
         assert (last(calibrated).n_files, last(calibrated).n_new) == (1, 0)
+        paths[0].unlink()
+        assert run_orchestrator(calibrated).estimate is None
+
+    def test_a_folder_that_cannot_be_looked_at_costs_no_night(
+        self, calibrated: Settings, settings_of: Callable[..., Settings]
+    ) -> None:
+        """As one on a disk that failed."""
+        settings = settings_of(calibrated.home, unlabelled="a" * 300)
+        assert run_orchestrator(settings).outcome is Outcome.WAITING
+        assert unlabelled.count(settings) == 0
 
 
 class TestAlarm:
@@ -328,6 +366,33 @@ class TestAlarm:
         assert main(["status", "--home", str(settings.home), "--threshold", "0.1"]) == 1
         assert "is probably degraded" in capfd.readouterr().out
 
+    @pytest.mark.parametrize("outcome", [Outcome.PROMOTED, Outcome.HEALTHY])
+    def test_nobody_is_alarmed_by_a_version_that_was_just_replaced(
+        self,
+        calibrated: Settings,
+        domain: Domain,
+        settings_of: Callable[..., Settings],
+        monkeypatch: pytest.MonkeyPatch,
+        outcome: Outcome,
+    ) -> None:
+        """The next run estimates its successor."""
+        settings = settings_of(calibrated.home, threshold=0.1, min_new_files=1)
+        drop(settings, domain, 8, "new", seed=7)
+        domain.write(settings.new_gts, 1, "new", seed=9)
+        found = CycleResult(outcome, "version 2 replaces version 1", {})
+        monkeypatch.setattr(pipeline_orchestrator, "_cycle", lambda *_, **__: found)
+        result = run_orchestrator(settings)
+        assert bool(result.alarm) is (outcome is Outcome.HEALTHY)
+        assert (result.estimate is None) is (outcome is Outcome.PROMOTED)
+
+    def test_what_is_unlike_anything_learnt_is_said(self) -> None:
+        """A model may be sure of what it never saw."""
+        one = Estimated(
+            "Stems", 1, "run", "then", 20, 2, 15, 18.0, 9.0, 27.0, "%", 10.0, n_unlike=7
+        )
+        assert one.in_words.endswith(", 7 of the recordings unlike anything learnt")
+        assert "unlike" not in dataclasses.replace(one, n_unlike=0).in_words
+
     def test_another_season_is_estimated_worse(self, calibrated: Settings, domain: Domain) -> None:
         """Than the one that was learnt."""
         drop(calibrated, domain, 8, "old", seed=5)
@@ -368,18 +433,47 @@ class TestNobodyCanTell:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """It is one line with the function's name."""
-        drop(calibrated, domain, 2, "old", seed=5)
+        """It is one line with the function's name; mended, all are estimated."""
+        drop(calibrated, domain, 10, "old", seed=5)
 
         def fail(_model: Any, _rows: Any) -> None:
             raise KeyError("speed")
 
-        monkeypatch.setattr(domain.module, "expected_errors", fail)
-        assert run_orchestrator(calibrated).outcome is Outcome.WAITING
+        with monkeypatch.context() as patched:
+            patched.setattr(domain.module, "expected_errors", fail)
+            assert run_orchestrator(calibrated).outcome is Outcome.WAITING
         assert any(
             "nothing new is estimated before labels come" in one and "expected_errors fails" in one
             for one in caplog.messages
         )
+        run_orchestrator(calibrated)
+        assert last(calibrated).n_new == 10
+
+    def test_a_file_that_the_module_fails_of_costs_no_other(
+        self,
+        calibrated: Settings,
+        domain: Domain,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """It is named once, and read again when the module is another one."""
+        drop(calibrated, domain, 3, "old", seed=5)
+        expect = domain.module.expected_errors
+        wrong = sorted(calibrated.unlabelled_folder.iterdir())[1].name
+
+        def fail_of_one(model: Any, rows: pd.DataFrame) -> Any:
+            return rows["no"] if wrong in rows["file"].to_numpy() else expect(model, rows)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(domain.module, "expected_errors", fail_of_one)
+            run_orchestrator(calibrated)
+            assert last(calibrated).n_new == 2
+            run_orchestrator(calibrated)
+        (told,) = (one for one in caplog.messages if "not estimated" in one)
+        assert told.startswith(f"not estimated: unlabelled/{wrong}: ")
+        monkeypatch.setattr(unlabelled, "_asked", lambda _settings: "another module")
+        run_orchestrator(calibrated)
+        assert (last(calibrated).n_new, last(calibrated).n_files) == (1, 3)
 
     def test_an_outage_costs_no_night(
         self, calibrated: Settings, domain: Domain, caplog: pytest.LogCaptureFixture

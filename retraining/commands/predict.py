@@ -91,7 +91,10 @@ def predict(
             exit_status = _refuse(problem)
             found.append({"file": file, "problem": problem})
             continue
-        estimate = estimator.of(rows, file, hash_bytes(content))
+        known, problems = estimator.of_each([(rows, file, hash_bytes(content))])
+        for problem in problems.values():  # its verdicts are none the worse
+            exit_status = _refuse(f"no estimate of {problem}")
+        estimate = known[0] if known else RecordingEstimate(file, hash_bytes(content))
         said = (estimate.in_words(training.error_unit), in_words(training, rows, verdicts))
         _say(f"{line_start(file)}: {'; '.join(one for one in said if one)}")
         if as_json:

@@ -32,8 +32,8 @@ CLOCK_HOURS = 0.25
 """By so much a clock may be put right between two commands."""
 BARS = "▁▂▃▄▅▆▇█"
 NOBODY_TELLS = (
-    "nobody can tell how wrong production is: its version was trained without errors out of fold, "
-    "or its module does not tell"
+    "nobody can tell how wrong production is: its version was trained without errors out of fold "
+    "or they are all 0, or its module does not tell"
 )
 
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from retraining import recovery
 from retraining.command_line import Command, print_result
 from retraining.cross_validation import Reader
-from retraining.errors import EXIT_DONE, PipelineError, TryLaterError, UsageError, stop_request
+from retraining.errors import (
+    EXIT_DONE,
+    PipelineError,
+    StoppedBySignal,
+    TryLaterError,
+    UsageError,
+    stop_request,
+)
 from retraining.estimates import Estimator, RecordingEstimate
 from retraining.files import exclusive_lock, hash_bytes, settled, waiting_names
 from retraining.journal import Journal
@@ -326,7 +333,9 @@ class _Pool:
                 rows_of[sha256] = (self.training.parse_unlabelled(content, name), name)
             except FileNotFoundError:
                 logger.info("%s is gone", printable(name))
-            except (ValueError, OSError) as error:
+            except (TryLaterError, StoppedBySignal):
+                raise
+            except (PipelineError, ValueError, OSError) as error:
                 what = getattr(error, "strerror", None) or error
                 self.bad[name] = unreadable_file(name, what)
         new = {sha256: name for sha256, (_, name) in rows_of.items()}
@@ -335,9 +344,12 @@ class _Pool:
             where = self._name_of(other, new) if is_new else self.family.where(other)
             self.left_out[new.pop(sha256)] = f"is known, wholly or in part: {where}"
         asked = [(rows_of[sha256][0], name, sha256) for sha256, name in new.items()]
-        for estimate in self.estimator.of_all(asked) if asked else ():
-            self.found[estimate.sha256] = estimate
-        for rows, _, sha256 in asked:
+        estimates, problems = self.estimator.of_each(asked)
+        self.found |= {one.sha256: one for one in estimates}
+        self.bad |= problems
+        for rows, name, sha256 in asked:
+            if name in problems:
+                continue
             features = self.training.unlabelled_examples(rows)
             self.summaries[sha256] = None if features is None else summary_of(features)
 

@@ -317,6 +317,23 @@ class TestTheModule:
                     ("doubtful_labels(model, rows)", "rows['quality_'] ", "doubtful_labels fails"),
                     ("doubtful_labels(model, rows)", "rows.head(1)", "a table with 'doubt'"),
                     ("doubtful_labels(model, rows)", "rows.assign(doubt=2)", "from 0 to 1"),
+                    ("doubtful_labels(model, rows)", "rows.assign(doubt='sure')", "from 0 to 1"),
+                    (
+                        "doubtful_labels(model, rows)",
+                        "rows.assign(doubt=pd.Timestamp(0))",
+                        "from 0 to 1",
+                    ),
+                    (
+                        "expected_errors(model, rows)",
+                        "pd.DataFrame({'error_rate': 1, 'unsure': 12.0}, "
+                        "index=rows['file'].unique())",
+                        "of which 'unsure' is at most 1",
+                    ),
+                    (
+                        "expected_errors(model, rows)",
+                        "pd.DataFrame({'error_rate': [10**400]}, index=rows['file'].unique())",
+                        "numbers from 0",
+                    ),
                     ("unlabelled_examples(rows)", "rows[['width_mm']]", "gives other columns than"),
                     ("identity(rows)", "rows[['quality']]", "identity fails: KeyError"),
                 )
