@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import logging
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from retraining.files import read_sealed, write_sealed
 from retraining.identity import DIGEST_CHARACTERS, SKETCH_SIZE, Observations
 from retraining.journal import Journal, who
-from retraining.marks import CHOSEN, Triaged, marks
+from retraining.marks import CHOSEN, Triaged, marks_of, members_of
 from retraining.text import now
 from retraining.training import Training
 
@@ -430,12 +431,10 @@ def remember_listed(
     # A crash between the two leaves sketches that nothing refers to.
     known.save()
     identities = [read.identity(one) for one in contents]
-    journal = Journal(home)
-    earlier = {
-        sha256: mark
-        for sha256, mark in marks(journal.read()).items()
-        if mark.run_id == run_id and sha256 not in pool
-    }
+    journal, members = Journal(home), members_of(pool)
+    # Who checks what one list names, and then what the next one names, takes both from one pool.
+    before = [one for one in journal.read().all(Triaged) if one.is_of_pool(members)]
+    earlier = {sha256: mark for sha256, mark in marks_of(before).items() if sha256 not in pool}
     listed = Triaged(
         len(pool) + len(earlier),
         [*chosen],
@@ -445,8 +444,12 @@ def remember_listed(
         now(),
         run_id=run_id,
         n_chosen_before=sum(mark.how == CHOSEN for mark in earlier.values()),
+        members=members,
+        group=before[-1].group if before else uuid.uuid4().hex,
     )
-    estimates = {**pool, **{sha256: mark.estimate for sha256, mark in earlier.items()}}
+    estimates = {**pool}
+    for sha256, mark in earlier.items():
+        estimates[sha256] = mark.estimate if mark.run_id == run_id else None
     told = [one for one in estimates.values() if one is not None]
     if len(told) == len(estimates):
         mean = sum(told) / len(told)

@@ -9,13 +9,18 @@ imported here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from retraining.journal import Entry, Memory
 
 CHOSEN, RANDOM = "chosen", "random"
+MEMBER_CHARACTERS, MOST_MEMBERS = 12, 5_000
+"""Of the SHA-256 of each recording of a pool, and of how many these are remembered: of a larger
+pool lists take next to nothing."""
+SAME_POOL = 0.5
+"""Share of the smaller one of two pools from which they are one, of which some were checked."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class Triaged(Entry):
     Parameters
     ----------
     pool
-        Recordings that nobody had checked, and those of this production's earlier lists that are
-        checked by now: else a pool would look healthy once its hard ones are.
+        Recordings that nobody had checked, and those of them that earlier lists of the same pool
+        named and that are checked by now: else it would look healthy once its hard ones are.
     chosen, random
         SHA-256 of the contents that were listed.
     identities
@@ -38,6 +43,10 @@ class Triaged(Entry):
         Of the production that estimated them.
     n_chosen_before
         Recordings of the pool that earlier lists had chosen.
+    members
+        The first characters of the SHA-256 of all that nobody had checked; empty of very many.
+    group
+        Of the lists of one pool, one after the other.
     """
 
     KIND: ClassVar[str] = "triaged"
@@ -51,6 +60,13 @@ class Triaged(Entry):
     pool_estimate: float | None = None
     run_id: str = ""
     n_chosen_before: int = 0
+    members: list[str] = field(default_factory=list)
+    group: str = ""
+
+    def is_of_pool(self, members: Collection[str]) -> bool:
+        """Say whether it was made from what is now a pool of these members, mostly."""
+        common = len({*self.members} & {*members})
+        return common > 0 and common >= SAME_POOL * min(len(self.members), len(members))
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,8 @@ class Mark:
         Estimated error of it and, in the mean, of the pool; None where nobody could tell.
     run_id
         Of the production that estimated them.
+    group
+        Of the lists of one pool, of which the newest one tells how much was chosen of it.
     """
 
     how: str
@@ -78,19 +96,30 @@ class Mark:
     estimate: float | None = None
     pool_estimate: float | None = None
     run_id: str = ""
+    group: str = ""
 
-    @property
-    def easier_by(self) -> float | None:
-        """By how much the pool's mean estimate is above its own; None where nobody could tell."""
-        if self.estimate is None or self.pool_estimate is None:
+    def easier_by(self, newest: Mark, run_id: str) -> float | None:
+        """Return by how much the pool's mean estimate is above its own; None: nobody could tell."""
+        mine = {self.run_id, newest.run_id} == {run_id}
+        if not run_id or not mine or self.estimate is None or newest.pool_estimate is None:
             return None
-        return self.pool_estimate - self.estimate
+        return newest.pool_estimate - self.estimate
+
+
+def members_of(pool: Collection[str]) -> list[str]:
+    """Return what is remembered of a pool of contents."""
+    return sorted(one[:MEMBER_CHARACTERS] for one in pool) if len(pool) <= MOST_MEMBERS else []
 
 
 def marks(memory: Memory) -> dict[str, Mark]:
     """Return SHA-256 of a listed content -> its newest mark, the newest last."""
+    return marks_of(memory.all(Triaged))
+
+
+def marks_of(lists: Iterable[Triaged]) -> dict[str, Mark]:
+    """Return the same of some lists, the oldest first."""
     found: dict[str, Mark] = {}
-    for one in memory.all(Triaged):
+    for one in lists:
         hows = [CHOSEN] * len(one.chosen) + [RANDOM] * len(one.random)
         contents = zip([*one.chosen, *one.random], hows, one.identities, strict=True)
         for place, (sha256, how, identity) in enumerate(contents):
@@ -103,8 +132,18 @@ def marks(memory: Memory) -> dict[str, Mark]:
                 one.estimates[place] if place < len(one.estimates) else None,
                 one.pool_estimate,
                 one.run_id,
+                one.group,
             )
     return found
+
+
+def _newest_of_group(listed: Sequence[Mark]) -> list[Mark]:
+    """Return for each mark that one of its group whose list came last: it knows the most."""
+    newest: dict[str, Mark] = {}
+    for one in listed:
+        if one.group and one.n_chosen >= newest.get(one.group, one).n_chosen:
+            newest[one.group] = one
+    return [newest.get(one.group, one) for one in listed]
 
 
 @dataclass(frozen=True)
@@ -145,7 +184,8 @@ class Selection:
         Notes
         -----
         Stratified sampling: with C chosen and R random ones, and f the share of the pool that was
-        chosen (the mean over the listed ones), a chosen one weighs (C + R) f / C, a random one
+        chosen (the mean over the listed ones; lists of one pool, one after the other, chose from
+        it together), a chosen one weighs (C + R) f / C, a random one
         (C + R) (1 - f) / R, one on no list 1. Without either of them nothing stands for the rest:
         then all weigh the same.
 
@@ -163,21 +203,28 @@ class Selection:
         n_chosen = sum(one.how == CHOSEN for one in listed)
         n_random = len(listed) - n_chosen
         counts = (n_chosen, n_random, len(found) - len(listed))
-        pools = tuple(sorted({one.pool for one in listed}))
+        newest = _newest_of_group(listed)
+        pools = tuple(sorted({one.pool for one in newest}))
         if not n_chosen or not n_random:
             lacks_chosen = not n_chosen and any(one.n_chosen for one in listed)
             return cls(*counts, pools, lacks_chosen=lacks_chosen)
-        share = sum(one.n_chosen / one.pool for one in listed) / len(listed)
+        share = sum(one.n_chosen / one.pool for one in newest) / len(listed)
         weight_of = {
             CHOSEN: len(listed) * share / n_chosen,
             RANDOM: len(listed) * (1 - share) / n_random,
         }
         weights = tuple(1.0 if one is None else weight_of[one.how] for one in found)
         alike = all(math.isclose(one, weights[0]) for one in weights)
-        offsets = None
-        if run_id and all(one.easier_by is not None and one.run_id == run_id for one in listed):
-            offsets = tuple(0.0 if one is None else one.easier_by or 0.0 for one in found)
-        return cls(*counts, pools, None if alike else weights, offsets=offsets)
+        pairs = zip(listed, newest, strict=True)
+        easier_by = iter([one.easier_by(last, run_id) for one, last in pairs])
+        offsets = [0.0 if one is None else next(easier_by) for one in found]
+        known = tuple(one for one in offsets if one is not None)
+        return cls(
+            *counts,
+            pools,
+            None if alike else weights,
+            offsets=known if run_id and len(known) == len(offsets) else None,
+        )
 
     @property
     def known(self) -> float:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import make_home
 
-from retraining.journal import Memory
+from retraining.journal import Journal, Memory
+from retraining.known_recordings import KnownRecordings, remember_listed
 from retraining.marks import CHOSEN, RANDOM, Mark, Selection, Triaged, marks
 from retraining.resampling import weighted_mean
+from retraining.settings import Settings
+from retraining.training import load_training_module
 
 
 def of(
@@ -153,6 +159,49 @@ class TestEstimates:
         error = np.std(assisted) / np.sqrt(2000)
         assert np.mean(assisted) == pytest.approx(pool.mean(), abs=4 * error)
         assert np.std(assisted) < 0.7 * np.std(plain)
+
+
+class TestListsOfOnePool:
+    """One list after the other, of what is left."""
+
+    def test_they_chose_from_it_together(self) -> None:
+        """Five of an alarm of 120, then seven of the other 115: 12 of 120 for each of them."""
+        alarm = [Mark(CHOSEN, 120, 5, group="a")] * 5
+        later = [Mark(CHOSEN, 120, 12, group="a")] * 7 + [Mark(RANDOM, 120, 12, group="a")] * 3
+        found = Selection.of([*alarm, *later])
+        assert found.weights == pytest.approx((15 * 0.1 / 12,) * 12 + (15 * 0.9 / 3,) * 3)
+        assert found.pools == (120,)
+
+    def test_a_list_remembers_what_earlier_ones_of_its_pool_named(self, tmp_path: Path) -> None:
+        """What was checked since is still of the pool, with what was estimated of it."""
+        settings = Settings(home=make_home(tmp_path / "home"))
+        training = load_training_module(settings)
+        read = KnownRecordings(settings.home / "none", has_identity=True)
+
+        def listed(names: str, chosen: str, random: str, run_id: str = "run") -> Triaged:
+            pool = {64 * one: float(ord(one) - ord("a")) for one in names}
+            some = [[64 * one for one in each] for each in (chosen, random)]
+            remember_listed(
+                settings.home,
+                training,
+                read,
+                pool=pool,
+                chosen=some[0],
+                random=some[1],
+                run_id=run_id,
+            )
+            return Journal(settings.home).read().all(Triaged)[-1]
+
+        first = listed("abcdef", "fe", "a")
+        assert (first.pool, first.pool_estimate, first.estimates) == (6, 2.5, [5, 4, 0])
+        second = listed("abcd", "d", "b")
+        assert second.group == first.group
+        assert (second.pool, second.n_chosen_before, second.pool_estimate) == (6, 2, 2.5)
+        third = listed("abcd", "d", "b", run_id="another")
+        assert (third.group, third.pool, third.pool_estimate) == (first.group, 6, None)
+        fourth = listed("uvwxyz", "z", "u")
+        assert fourth.group != first.group
+        assert (fourth.pool, fourth.n_chosen_before) == (6, 0)
 
 
 def test_the_newest_mark_counts() -> None:

@@ -175,6 +175,7 @@ class Replay:
                     estimate=self._expected[rest[one.place]],
                     pool_estimate=float(np.mean(self._expected)),
                     run_id=_RUN,
+                    group="season",
                 ),
             )
             for one in picks
