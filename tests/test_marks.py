@@ -180,14 +180,13 @@ class TestListsOfOnePool:
 
         def listed(names: str, chosen: str, random: str, run_id: str = "run") -> Triaged:
             pool = {64 * one: float(ord(one) - ord("a")) for one in names}
-            some = [[64 * one for one in each] for each in (chosen, random)]
             remember_listed(
                 settings.home,
                 training,
                 read,
                 pool=pool,
-                chosen=some[0],
-                random=some[1],
+                chosen=[64 * one for one in chosen],
+                random=[64 * one for one in random],
                 run_id=run_id,
             )
             return Journal(settings.home).read().all(Triaged)[-1]
