@@ -265,8 +265,8 @@ class TestMarks:
         known = KnownRecordings.of(home, training)
         taken = intake.take_in(settings, training, known, journal.read(), intake.Learnt())
         (mark,) = [one.mark for one in taken.files if one.name == path.name]
-        listed_by = {"run_id": first.run_id, "group": first.group}
-        assert mark == Mark(CHOSEN, 4, 1, first.identities[0], **listed_by)
+        own = (first.identities[0], None, None, first.run_id, first.group)
+        assert mark == Mark(CHOSEN, 4, 1, *own)
         again = Triaged(3, [], first.chosen, first.identities[:1], "ann", "later")
         later = journal.read().and_then(again)
         known = KnownRecordings.of(home, training)
