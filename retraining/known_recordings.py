@@ -434,7 +434,15 @@ def remember_listed(
     journal, members = Journal(home), members_of(pool)
     # Who checks what one list names, and then what the next one names, takes both from one pool.
     before = [one for one in journal.read().all(Triaged) if one.is_of_pool(members)]
-    earlier = {sha256: mark for sha256, mark in marks_of(before).items() if sha256 not in pool}
+    listed_before = marks_of(before)
+    earlier = {sha256: mark for sha256, mark in listed_before.items() if sha256 not in pool}
+    # Who is alarmed checks what the alarm names, whether a list names it, too, or not.
+    alarmed = {sha256 for one in before if not one.random for sha256 in one.chosen}
+    chosen_before = {
+        sha256
+        for sha256, mark in listed_before.items()
+        if mark.how == CHOSEN and (sha256 in earlier or sha256 in alarmed - {*contents})
+    }
     listed = Triaged(
         len(pool) + len(earlier),
         [*chosen],
@@ -443,7 +451,7 @@ def remember_listed(
         who(),
         now(),
         run_id=run_id,
-        n_chosen_before=sum(mark.how == CHOSEN for mark in earlier.values()),
+        n_chosen_before=len(chosen_before),
         members=members,
         group=before[-1].group if before else uuid.uuid4().hex,
     )

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,16 @@ from hypothesis import strategies as st
 
 from retraining.files import hash_bytes, read_sealed, write_sealed
 from retraining.identity import AMBIGUOUS, SKETCH_SIZE, Observations
+from retraining.journal import Journal
 from retraining.known_recordings import (
     BLIND_RECORDINGS,
     FILE_NAME,
     ROW,
     KnownRecordings,
     exactly,
+    remember_listed,
 )
+from retraining.marks import Triaged
 from retraining.settings import Settings
 from retraining.training import Training, load_training_module
 
@@ -391,3 +395,20 @@ class TestSharedRows:
         """It is the example of such a module."""
         path = str(OWN_MODEL / "grain_quality.py")
         assert not load_training_module(Settings(training_module=path)).has_identity
+
+
+def test_what_an_alarm_named_was_chosen_though_it_was_not_checked_yet(tmp_path: Path) -> None:
+    """Of 15: the five of the alarm, then seven of which five are others; ten were chosen."""
+    training: Any = SimpleNamespace(has_identity=True)
+    pool = dict.fromkeys((f"{number:02}" for number in range(15)), 5.0)
+    names = [*pool]
+    nothing_read = KnownRecordings(tmp_path / FILE_NAME, has_identity=True)
+    for chosen, random in ((names[:5], []), (names[3:10], names[10:13]), (names[3:9], names[9:12])):
+        remember_listed(
+            tmp_path, training, nothing_read, pool=pool, chosen=chosen, random=random, run_id="r"
+        )
+    alarm, first, again = Journal(tmp_path).read().all(Triaged)
+    assert (alarm.pool, alarm.n_chosen_before) == (15, 0)
+    assert (first.pool, first.n_chosen_before + len(first.chosen)) == (15, 10)
+    # Who asks again for fewer is given another list: what it lists no more nobody need check.
+    assert again.n_chosen_before + len(again.chosen) == 9

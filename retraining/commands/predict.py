@@ -96,9 +96,10 @@ def predict(
             exit_status = _refuse(f"no estimate of {problem}")
         estimate = known[0] if known else RecordingEstimate(file, hash_bytes(content))
         said = (estimate.in_words(training.error_unit), in_words(training, rows, verdicts))
-        _say(f"{line_start(file)}: {'; '.join(one for one in said if one)}")
+        line = f"{line_start(file)}: {'; '.join(one for one in said if one)}"
         if as_json:
             found.append(_as_facts(estimate, verdicts))
+            _say(line)
             continue
         own_header, table = as_csv(verdicts, raw=raw)
         if header and own_header != header:
@@ -106,6 +107,7 @@ def predict(
             raise training.breach(f"verdicts has other columns for {printable(file)}: {columns}")
         _write_out(table if header else f"{own_header}\n{table}")
         header = own_header
+        _say(line)
     if as_json:
         print_result([], {"version": champion.number, "files": found}, as_json=True)
     return exit_status
