@@ -350,7 +350,8 @@ class Settings:
     @property
     def unlabelled_folder(self) -> Path:
         """Where recordings lie that nobody has checked; need not be there."""
-        return self.home / Path(self.unlabelled).expanduser()
+        # A user that nobody knows stays as it is written: there is no such folder.
+        return self.home / os.path.expanduser(self.unlabelled)  # noqa: PTH111
 
     @property
     def reports(self) -> Path:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,8 +88,8 @@ class Seen:
 
     @property
     def day(self) -> int:
-        """When the file was written last, as a number of days."""
-        return self.mtime_ns // DAY_NS
+        """When the file was written last, as a number of days; today, if that is yet to come."""
+        return min(self.mtime_ns, time.time_ns()) // DAY_NS
 
 
 @dataclass(frozen=True)
@@ -218,12 +219,15 @@ def count(settings: Settings) -> int:
 
 
 def last_estimate(settings: Settings) -> Estimated | None:
-    """Return what was estimated last; None where there is no such folder, or nothing in it."""
+    """Return what was estimated last of this production; None where there is nothing to tell."""
     index = None
     with contextlib.suppress(OSError):  # another disk, which is not there: a night goes on
         if settings.unlabelled_folder.is_dir():
             index = Index.of(settings.home)
-    return index.last if index and index.last and index.last.n_files else None
+    if index is None or index.last is None or not index.last.n_files:
+        return None
+    recorded = _recorded(Journal(settings.home).read(), settings.model_name)
+    return index.last if index.recorded == recorded else None
 
 
 def _asked(settings: Settings) -> str:

@@ -486,7 +486,7 @@ def lives(options: argparse.Namespace) -> Section:
 
 def _of_world(world: World, lived: Lived) -> list[Finding]:
     """Return the figures of one world; the errors are those over productions."""
-    what = f"{world.name}: "
+    what = f"{world.name}, "
     findings = [Finding(f"{what}true mean error at last", Figure.mean(lived.after), unit=" %")]
     if world.after:
         found = Finding(f"{what}before the change", Figure.mean(lived.before), unit=" %")
@@ -557,23 +557,23 @@ def _of_replays(
         return np.array([getattr(one, field) for one in found[order]], dtype=float)
 
     truth = column(TRIAGE, "truth")
-    findings = [Finding(f"{name}: true mean error", Figure.mean(truth), unit=" %")]
+    findings = [Finding(f"{name}, true mean error", Figure.mean(truth), unit=" %")]
     for order in ORDERS:
         if is_degraded:
             for what, figure in (("mean", Figure.mean), ("median", Figure.median)):
                 labels = figure(column(order, "labels"))
-                title = f"{name}: labels until replaced ({what}), {order}"
+                title = f"{name}, labels until replaced ({what}), {order}"
                 findings.append(Finding(title, labels, digits=1))
         replaced = Figure.mean(column(order, "is_replaced"))
-        findings.append(share(f"{name}: replaced at all, {order}", replaced))
+        findings.append(share(f"{name}, replaced at all, {order}", replaced))
         retrained = Figure.ratio(column(order, "retrainings"), column(order, "looks"))
-        findings.append(share(f"{name}: looks that retrain, {order}", retrained))
+        findings.append(share(f"{name}, looks that retrain, {order}", retrained))
     if is_degraded:
         for order in (TRIAGE, ALONE, WIDE):
             ratio = Figure.ratio(column(order, "labels"), column(AT_RANDOM, "labels"))
             least = LEAST_SAVED if name == asks and order == TRIAGE else -np.inf
             saved = Figure(1 - ratio.value, ratio.error)
-            findings.append(share(f"{name}: labels saved by {order}", saved, least))
+            findings.append(share(f"{name}, labels saved by {order}", saved, least))
     for order, field, what in (
         (TRIAGE, "measured", "with the random share and the estimates"),
         (ALONE, "measured", "by the weights of the random share alone"),
@@ -586,7 +586,7 @@ def _of_replays(
         is_asked = (order, field) == (TRIAGE, "measured") and name == asks
         findings.append(
             Finding(
-                f"{name}: measured minus true error at the first look, points, {what}",
+                f"{name}, measured minus true error at the first look, points, {what}",
                 off,
                 -MOST_BIAS if is_asked else -np.inf,
                 MOST_BIAS if is_asked else np.inf,

@@ -82,7 +82,8 @@ class Section:
         made = f"{datetime.date.today().isoformat()}, {machine}, {os.cpu_count()} cores"
         rows = [one.row(errors_allowed) for one in self.findings]
         what = textwrap.fill(self.what, 100, break_long_words=False, break_on_hyphens=False)
-        parts = (f"## {self.title}", what, f"{made}: `{command}`", table(HEADER, rows))
+        measured = f"{self.title} of {made}, by `{command}`"
+        parts = (f"## {self.title}", what, measured, table(HEADER, rows))
         return "\n\n".join(parts) + "\n"
 
 
