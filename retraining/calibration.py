@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -315,7 +315,10 @@ class BeforeLabels:
             if not all(isinstance(one, dict) and "file" in one for one in doubts):
                 raise ValueError("a doubt names no file")
             if calibration is not None:
-                calibration = Calibration(**calibration)
+                names = {one.name for one in fields(Calibration)}  # a newer pipeline knows more
+                calibration = Calibration(
+                    **{name: value for name, value in calibration.items() if name in names}
+                )
                 numbers = (calibration.scale, calibration.scale_deviation, calibration.scatter)
                 if not all(math.isfinite(one) and one >= 0 for one in numbers):
                     raise ValueError("a number of the calibration is none")

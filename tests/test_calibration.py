@@ -226,6 +226,15 @@ class TestFile:
         found = [one["odd"] for one in back.doubts]
         assert found == ["2026-05-01 00:00:00", "b'\\xff'", "2026-05", None, "{1: 2}"]
 
+    def test_what_a_newer_pipeline_adds_is_left_out(self) -> None:
+        """The rest of it holds."""
+        told = trained([1.0, 2, 3, 4, 5], [1.0, 2, 3, 4, 6])
+        content = json.loads(BeforeLabels.of(told, TRAINING, {}).to_bytes())
+        content["calibration"]["more"] = 1
+        back = BeforeLabels.from_bytes(json.dumps(content).encode()).calibration
+        assert back is not None
+        assert back.n_sessions == 5
+
     def test_where_nothing_is_told_there_is_no_file(self) -> None:
         """A module need not tell."""
         nothing = BeforeLabels.of(NOTHING_TOLD, TRAINING, {})
@@ -262,7 +271,6 @@ class TestFile:
                     {"scatter": math.inf},
                     {"scale": "1"},
                     {"n_sessions": 1},
-                    {"more": 1},
                 )
             ),
         ],
