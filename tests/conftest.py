@@ -37,6 +37,8 @@ QUICK_PROCESS = {"PYTHONPATH": f"{TOOLS / 'quick_process'}{os.pathsep}{TOOLS}"}
 """Lets a process train small models and draw no charts."""
 FULL_SIZE = {"PYTHONPATH": ""}
 """Lets it train what people train."""
+collect_ignore = ["tools/quick_process"]
+"""Imported, it would change every module that is loaded after it in this process."""
 OWN_MODEL = ROOT / "docs" / "own_model"
 sys.path[:0] = [str(ROOT), str(OWN_MODEL)]
 
