@@ -16,7 +16,8 @@ from sklearn.ensemble import RandomForestClassifier
 
 FEATURES = ("length_mm", "width_mm", "brightness", "moisture_percent")
 LABEL_COLUMN, CLASSES = "quality", ("sound", "broken", "mouldy")
-N_TREES, SURE = 100, 0.8
+N_TREES = 100
+SURE = 0.8
 
 MODEL_COLUMNS = FEATURES
 TRUSTED_TYPES = ("sklearn.tree._tree.Tree",)
