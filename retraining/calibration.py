@@ -245,19 +245,19 @@ def outside(
 # --- As a file ---
 
 
-def _as_records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def as_records(table: pd.DataFrame, decimals: int) -> list[dict[str, Any]]:
     """Return a dict for each row: numbers and texts, whatever else a module puts there."""
     named = _by_name(table)
-    cells = [[_cell(one) for one in named[name].astype(object)] for name in named]
+    cells = [[_cell(one, decimals) for one in named[name].astype(object)] for name in named]
     names = [*map(str, named)]
     return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
-def _cell(value: Any) -> str | float | bool | None:
+def _cell(value: Any, decimals: int) -> str | float | bool | None:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
-        return round(value, 4) if math.isfinite(value) else None
+        return round(value, decimals) if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
     return None if value is pd.NaT or value is pd.NA else printable(value)
@@ -288,7 +288,7 @@ class BeforeLabels:
         if trained.doubts is not None:
             doubts = [
                 {**one, "sha256": hashes.get(one["file"], "")}
-                for one in _as_records(trained.doubts.head(MOST_DOUBTS))
+                for one in as_records(trained.doubts.head(MOST_DOUBTS), 4)
             ]
         return cls(Calibration.of(trained, training), doubts)
 

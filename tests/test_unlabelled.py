@@ -13,10 +13,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import BATCH, DOMAINS, Domain, both_modules_in_time, script
+from conftest import BATCH, DOMAINS, ROOT, Domain, both_modules_in_time, script
 
 import pipeline_orchestrator
 import register_first_model
+import train_classification_model as stems
 from pipeline_orchestrator import load_champion, main, run_orchestrator
 from retraining import unlabelled
 from retraining.advice import with_given_flags
@@ -403,6 +404,74 @@ class TestAlarm:
         drop(calibrated, domain, 8, "new", seed=5)
         run_orchestrator(calibrated)
         assert last(calibrated).mean_error > 2 * healthy
+
+
+class TestPredict:
+    """Single files, by the same estimates."""
+
+    def test_a_count_comes_with_its_interval(
+        self, calibrated: Settings, domain: Domain, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """In the line for a person; all of it, and what is bad, in one JSON document."""
+        (good,) = drop(calibrated, domain, 1, "old", seed=5)
+        bad = good.with_name("bad.csv")
+        bad.write_text("a,b\n1,2\n")
+        words = ["--home", str(calibrated.home), str(good), str(bad)]
+        assert main(["predict", *words]) == 1
+        said, refused = capsys.readouterr().err.splitlines()
+        assert main(["predict", "--json", *words]) == 1
+        document = json.loads(capsys.readouterr().out)
+        found, problem = document["files"]
+        assert document["version"] == 2
+        assert 0 < found["low"] <= found["count"] <= found["high"]
+        between = f"{found['count']} ({found['low']} to {found['high']})"
+        assert said.startswith(f"{good}: {between}, {100 * found['unsure']:.0f} % unsure; ")
+        assert len(found["verdicts"]) == pd.read_csv(good)["object_id"].nunique()
+        assert set(found["verdicts"][0]) == {*stems.VERDICT_COLUMNS}
+        assert found["unlike"] == []
+        assert f"error: {problem['problem']}" == refused
+        documented = (ROOT / "docs" / "json.md").read_text().split("## predict\n")[1]
+        row = documented.split("\n## ")[0]
+        assert all(f"`{name}`" in row for name in {*found, *problem})
+
+    def test_what_is_unlike_anything_learnt_is_flagged(
+        self, calibrated: Settings, domain: Domain, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A turned camera, missing boxes, one track only."""
+        (path,) = drop(calibrated, domain, 1, "old", seed=5)
+        rows = pd.read_csv(path)
+        turned = {"centroids_x": "centroids_y", "centroids_y": "centroids_x"}
+        damaged = {
+            "objects move along y": rows.rename(columns=turned),
+            "area: ": rows.assign(area=0.0, aspect_ratio=0.0),
+            "only 1 counted track": rows[rows["object_id"] == rows["object_id"].iloc[0]],
+        }
+        for why, table in damaged.items():
+            table.to_csv(path, index=False)
+            assert main(["predict", "--home", str(calibrated.home), str(path)]) == 0
+            said = capsys.readouterr().err
+            assert "unlike anything learnt: " in said, why
+            assert why in said
+
+    def test_verdicts_of_any_kind_are_one_document(
+        self,
+        calibrated: Settings,
+        domain: Domain,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Periods, bytes and a name that stands twice among them."""
+
+        def verdicts(rows: pd.DataFrame, _model: Any) -> pd.DataFrame:
+            table = pd.DataFrame({"when": [pd.Period("2026-05")], "raw": [b"\xff"], "n": [1]})
+            return pd.concat([table, table[["n"]]], axis=1)
+
+        monkeypatch.setattr(domain.module, "verdicts", verdicts)
+        monkeypatch.setattr(domain.module, "verdicts_in_words", None)
+        (path,) = drop(calibrated, domain, 1, "old", seed=5)
+        assert main(["predict", "--json", "--home", str(calibrated.home), str(path)]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["files"]
+        assert found["verdicts"] == [{"when": "2026-05", "raw": "b'\\xff'", "n": 1}]
 
 
 class TestNobodyCanTell:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 import numbers
 import os
@@ -34,6 +33,7 @@ FORMULA = re.compile(r"(^|;)(?=[\s'\"]*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 """What a spreadsheet may take for one: also after spaces, in full width, after its separator ;."""
 NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
 KINDS_OF_NUMBERS_AND_TIMES = "biufmM"
+JSON_DECIMALS = 10
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -115,10 +115,11 @@ def predict(
 
 def _as_facts(estimate: RecordingEstimate, verdicts: pd.DataFrame) -> dict[str, Any]:
     """Return what `--json` tells of a file."""
+    from retraining.calibration import as_records
+
     facts = asdict(estimate)
     del facts["expected"]  # in no unit
-    lines = json.loads(verdicts.to_json(orient="records", date_format="iso"))
-    return {"file": facts.pop("name"), **facts, "verdicts": lines}
+    return {"file": facts.pop("name"), **facts, "verdicts": as_records(verdicts, JSON_DECIMALS)}
 
 
 def verdicts_of(training: Training, model: Any, rows: pd.DataFrame) -> pd.DataFrame:

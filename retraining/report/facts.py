@@ -321,10 +321,9 @@ def doubts(cycle: Cycle) -> Sequence[Mapping[str, Any]]:
     table = cycle.challenger.result.doubts if cycle.challenger else None
     if table is None:
         return []
-    return [
-        {str(name): value for name, value in one.items()}
-        for one in table.head(SHOWN_DOUBTS).to_dict("records")
-    ]
+    from retraining.calibration import as_records
+
+    return as_records(table.head(SHOWN_DOUBTS), 4)
 
 
 def importances(cycle: Cycle) -> tuple[FeatureImportance, ...]:
