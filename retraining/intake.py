@@ -341,10 +341,8 @@ class Family:
         asked = [*rows_of]
         others = [*self.places, *self._new, *asked]
         related: dict[str, list[str]] = defaultdict(list)
-        for pair in known.common(asked, others):
-            is_related = pair.is_sure and pair.containment >= known.related_from
-            if is_related or known.are_one(pair.sha256, pair.other):
-                related[pair.sha256].append(pair.other)
+        for pair in known.related(asked, others):
+            related[pair.sha256].append(pair.other)
         found: dict[str, tuple[str, bool]] = {}
         for sha256 in asked:
             of_home = [one for one in (sha256, *related[sha256]) if one in self.places]

@@ -260,9 +260,13 @@ class KnownRecordings:
 
     def twins(self, shas: Collection[str]) -> list[Pair]:
         """Return the pairs among some contents that are of one recording, wholly or in part."""
+        return self.related(shas, shas)
+
+    def related(self, new: Collection[str], known: Collection[str]) -> list[Pair]:
+        """Return the pairs of new recordings and known ones that surely have one in common."""
         return [
             pair
-            for pair in self.common(shas, shas)
+            for pair in self.common(new, known)
             if pair.is_sure and pair.containment >= self.related_from
         ]
 

@@ -75,7 +75,7 @@ class Recorder:
     def estimate(self, settings: Settings, production: Production) -> Estimated | None:
         """Estimate what nobody has checked yet; a night never fails of it."""
         with _no_night_fails_of_it(settings, "nothing new is estimated before labels come"):
-            unlabelled.estimate(settings, production)
+            return unlabelled.estimate(settings, production)
         return unlabelled.last_estimate(settings)
 
     def prune(self, settings: Settings, result: CycleResult) -> None:

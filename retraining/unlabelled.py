@@ -117,6 +117,11 @@ class Index:
     last: Estimated | None = None
     asked: str = ""
 
+    @property
+    def told(self) -> Estimated | None:
+        """The last estimate; None where it was of no recording."""
+        return self.last if self.last and self.last.n_files else None
+
     def save(self, home: Path) -> None:
         """Keep it; losing it costs one reading of the folder."""
         content = json.dumps(asdict(self)).encode()
@@ -162,8 +167,8 @@ def is_alarming(estimate: Estimate, threshold: float, *, was_alarming: bool) -> 
 # --- The night ---
 
 
-def estimate(settings: Settings, production: Production) -> None:
-    """Estimate what is new in unlabelled/; `last_estimate` returns what was found.
+def estimate(settings: Settings, production: Production) -> Estimated | None:
+    """Estimate what is new in unlabelled/; return what is known then, None without recordings.
 
     Parameters
     ----------
@@ -178,16 +183,16 @@ def estimate(settings: Settings, production: Production) -> None:
     """
     folder = settings.unlabelled_folder
     if not folder.is_dir():
-        return
+        return None
     there = _statuses(folder)
     index, memory = Index.of(settings.home), Journal(settings.home).read()
     if not there and index is None:
-        return
+        return None
     recorded = _recorded(memory, settings.model_name)
     asked = _asked(settings)
     as_before = index is not None and (index.recorded, index.asked) == (recorded, asked)
     if index is not None and as_before and _nothing_new(index, there):
-        return
+        return index.told
     registry, training, champion = production()
     version = champion.version
     if index is None or (index.version, index.run_id) != (version.number, version.run_id):
@@ -209,6 +214,7 @@ def estimate(settings: Settings, production: Production) -> None:
         Journal(settings.home).append(last)
     found = Index(version.number, version.run_id, recorded, files | read, last, asked)
     found.save(settings.home)
+    return found.told
 
 
 def count(settings: Settings) -> int:
@@ -224,10 +230,10 @@ def last_estimate(settings: Settings) -> Estimated | None:
     with contextlib.suppress(OSError):  # another disk, which is not there: a night goes on
         if settings.unlabelled_folder.is_dir():
             index = Index.of(settings.home)
-    if index is None or index.last is None or not index.last.n_files:
+    if index is None or index.told is None:
         return None
     recorded = _recorded(Journal(settings.home).read(), settings.model_name)
-    return index.last if index.recorded == recorded else None
+    return index.told if index.recorded == recorded else None
 
 
 def _asked(settings: Settings) -> str:
@@ -330,8 +336,7 @@ def _learnt(
     known, learnt = KnownRecordings.of(settings.home, training), champion.manifest.names
     seen = [*recordings.values()]
     known.add(seen, training.maker())  # in memory: only what is learnt is kept
-    pairs = known.common([sha256 for sha256, _ in seen], learnt)
-    related = {one.sha256 for one in pairs if one.is_sure and one.containment >= known.related_from}
+    related = {one.sha256 for one in known.related([sha256 for sha256, _ in seen], learnt)}
     return [name for name, (sha256, _) in recordings.items() if sha256 in {*learnt, *related}]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from life_simulation import Figure, table
+from life_simulation import Figure, limits_in_words, table
 
 HEADER = ("figure", "asked", "found ± standard error", "held")
 
@@ -43,12 +43,7 @@ class Finding:
     @property
     def asked(self) -> str:
         """In words; empty where nothing was."""
-        least, most = (f"{self.scale * end:g}{self.unit}" for end in (self.least, self.most))
-        if math.isfinite(self.least) and math.isfinite(self.most):
-            return f"{least} to {most}"
-        if math.isfinite(self.most):
-            return f"at most {most}"
-        return f"at least {least}" if math.isfinite(self.least) else ""
+        return limits_in_words(self.least, self.most, self.scale, self.unit)
 
     def is_held(self, errors_allowed: float) -> bool:
         """Say whether it is in the limits, but for so many standard errors; a NaN is not."""

@@ -669,6 +669,16 @@ class Measured:
 # --- Goals ---
 
 
+def limits_in_words(least: float, most: float, scale: float, unit: str) -> str:
+    """Return what was asked of a figure; empty where nothing was."""
+    low, high = (f"{scale * end:g}{unit}" for end in (least, most))
+    if math.isfinite(least) and math.isfinite(most):
+        return f"{low} to {high}"
+    if math.isfinite(most):
+        return f"at most {high}"
+    return f"at least {low}" if math.isfinite(least) else ""
+
+
 @dataclass(frozen=True)
 class Goal:
     """What was asked for.
@@ -698,10 +708,7 @@ class Goal:
     @property
     def asked(self) -> str:
         """In words."""
-        least, most = (f"{self.scale * end:g}{self.unit}" for end in (self.least, self.most))
-        if math.isfinite(self.least) and math.isfinite(self.most):
-            return f"{least} to {most}"
-        asked = f"at most {most}" if math.isfinite(self.most) else f"at least {least}"
+        asked = limits_in_words(self.least, self.most, self.scale, self.unit)
         return asked + (" + sampling error" if self.errors else "")
 
     def is_held(self, found: Figure, errors_allowed: float) -> bool:
